@@ -1,0 +1,1 @@
+"""Checks, configuration, randomness, files and logs: what every other layer may import."""

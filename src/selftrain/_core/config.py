@@ -1,0 +1,81 @@
+"""Frozen dataclasses to plain data and back, strictly: an unknown key is an error."""
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from selftrain._core.io import write_text
+
+ConfigT = TypeVar("ConfigT")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config as JSON-ready data; nested configs become dicts, tuples become lists."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_dict(cls: type[ConfigT], data: dict[str, Any]) -> ConfigT:
+    """Build a config of class ``cls`` from :func:`to_dict` data.
+
+    Raises:
+        ValueError: If ``data`` has a key that ``cls`` does not know.
+    """
+    known = {f.name for f in dataclasses.fields(cls)}  # pyrefly: ignore[bad-argument-type]
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise ValueError(
+            f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}."
+        )
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _typed(hints[name], value) for name, value in data.items()})
+
+
+def save_json(config: Any, path: Path) -> None:
+    """Write a config to ``path`` as JSON, atomically."""
+    write_text(path, json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load_json(cls: type[ConfigT], path: Path) -> ConfigT:
+    """Read a config that :func:`save_json` wrote."""
+    return from_dict(cls, json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return one line ``field: old -> new`` for every value that differs, nested fields dotted."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    """Undo :func:`_plain` for one field, guided by its annotation."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next((a for a in typing.get_args(hint) if a is not type(None)), hint)
+    if isinstance(value, dict) and dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value)
+    if isinstance(value, list) and (typing.get_origin(hint) or hint) is tuple:
+        inner = (typing.get_args(hint) or (Any,))[0]
+        return tuple(_typed(inner, v) for v in value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    return value

@@ -1,0 +1,21 @@
+"""Optional dependencies: import them late, and say how to install them."""
+
+import importlib
+from types import ModuleType
+
+from selftrain.errors import MissingExtraError
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import and return ``module``.
+
+    Raises:
+        MissingExtraError: If it is not installed; the message names the pip command.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"this needs the package {module.split('.')[0]!r}, which is not installed. "
+            f"Install it with: pip install 'selftrain[{extra}]'"
+        ) from error

@@ -1,0 +1,13 @@
+"""The exceptions that are ours; everything else is a plain ``ValueError`` or ``TypeError``."""
+
+
+class SelftrainError(Exception):
+    """Base of the errors below, for callers who want to catch them all."""
+
+
+class MissingExtraError(SelftrainError, ImportError):
+    """An optional dependency is not installed; the message names the command that installs it."""
+
+
+class RunConflictError(SelftrainError, ValueError):
+    """A run folder holds a run with another configuration; the message lists the differences."""
