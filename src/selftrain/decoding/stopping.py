@@ -1,0 +1,86 @@
+"""Where a generated sequence ends: end-of-sequence ids, stop strings, the token budget."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+
+class Ending(NamedTuple):
+    """The part of a generated sequence that counts."""
+
+    num_tokens: int
+    text: str
+    reason: Literal["stop", "length"] | None
+    """None while the sequence may go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """Decides where sequences end; the answer never depends on when it is asked.
+
+    Raises:
+        ValueError: If stop strings are given without a tokenizer.
+    """
+
+    eos_token_ids: tuple[int, ...]
+    stop: tuple[str, ...] = ()
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def __post_init__(self) -> None:
+        if self.stop and self.tokenizer is None:
+            raise ValueError(f"stop={self.stop!r} needs a tokenizer to find the strings in.")
+
+    def ending(self, token_ids: Sequence[int], *, budget: int) -> Ending:
+        """Cut ``token_ids`` after the first end-of-sequence id, or before the first stop string.
+
+        The tokens kept are those up to the last one that contributes to the text kept.
+        """
+        num_tokens = min(len(token_ids), budget)
+        reason: Literal["stop", "length"] | None = "length" if num_tokens == budget else None
+        for index, token in enumerate(token_ids[:num_tokens]):
+            if token in self.eos_token_ids:
+                num_tokens, reason = index + 1, "stop"
+                break
+        text = self._decode(token_ids[:num_tokens])
+        found = [at for at in (text.find(s) for s in self.stop) if at >= 0]
+        if not found:
+            return Ending(num_tokens, text, reason)
+        text = text[: min(found)]
+        low, high = 0, num_tokens  # the fewest tokens whose text covers what is kept
+        while low < high:
+            middle = (low + high) // 2
+            if self._decode(token_ids[:middle]).startswith(text):
+                high = middle
+            else:
+                low = middle + 1
+        return Ending(low, text, "stop")
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        if self.tokenizer is None:
+            return ""
+        decoded = self.tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(decoded, str)
+        return decoded
+
+
+def resolve_eos(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    given: int | Collection[int] | None,
+) -> tuple[int, ...]:
+    """Return the end-of-sequence ids: those given, else the generation config's, else the tokenizer's.
+
+    An empty collection means that no id ends a sequence.
+    """
+    if given is None:
+        given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if given is None and tokenizer is not None:
+        given = tokenizer.eos_token_id
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, int) else tuple(given)
