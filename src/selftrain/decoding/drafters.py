@@ -43,6 +43,7 @@ class ModelDraft:
         params: SamplingParams,
     ) -> None:
         self.vocab_size, self.params = vocab_size, params
+        self.last_id = model.config.get_text_config(decoder=True).vocab_size - 1  # pyrefly: ignore
         self.cache = SlotCache(model, capacity=capacity)
         self.cache.prefill([p[:-2] for p in prompts])
 
@@ -70,7 +71,9 @@ class ModelDraft:
             positions, pair = positions[:, 1:], pair[:, 1:]
         drawn, laws = [], []
         for slot in range(uniforms.shape[1]):
-            logits = self.cache.forward(pair, positions, extent=extent + slot, last_only=True)
+            # The target may emit padding ids that the draft has no row for: any row will do there.
+            fed = pair.clamp(max=self.last_id)
+            logits = self.cache.forward(fed, positions, extent=extent + slot, last_only=True)
             logits = _resize(logits[:, -1], self.vocab_size)
             if self.params.greedy:
                 token = logits.argmax(-1)

@@ -327,14 +327,17 @@ class _Run:
             self._retire(done)
 
     def _retire(self, done: list[bool]) -> None:
-        for index, row in enumerate(self.active.tolist()):
-            if done[index]:
-                tokens, length = self.tokens[index].tolist(), int(self.lengths[index])
-                start = self.prompt_lengths[row]
-                keep = self._ending(row, tokens, length).num_tokens
-                self.finished[row] = tokens[start : start + keep]
-        going = torch.tensor([not d for d in done], device=self.active.device)
-        rows = going.nonzero().squeeze(1)
+        ready = torch.tensor(done, device=self.active.device)
+        for row, tokens, length in zip(
+            self.active[ready].tolist(),
+            self.tokens[ready].tolist(),
+            self.lengths[ready].tolist(),
+            strict=True,
+        ):
+            start = self.prompt_lengths[row]
+            keep = self._ending(row, tokens, length).num_tokens
+            self.finished[row] = tokens[start : start + keep]
+        rows = (~ready).nonzero().squeeze(1)
         self.active, self.tokens = self.active[rows], self.tokens[rows]
         self.lengths, self.limits = self.lengths[rows], self.limits[rows]
         self.noise.select(rows)

@@ -1,0 +1,153 @@
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from selftrain.decoding.cache import (
+    PaddedCache,
+    SlotCache,
+    evaluating,
+    sampling_cache,
+    slot_obstacle,
+)
+
+LLAMA_LIKE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+
+
+def gpt2():
+    ids = {"bos_token_id": None, "eos_token_id": 1}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, **ids)).eval()
+
+
+def mistral(sliding_window=4):
+    return MistralForCausalLM(MistralConfig(**LLAMA_LIKE, sliding_window=sliding_window)).eval()
+
+
+def mamba():
+    ids = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": None}
+    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, **ids)
+    return MambaForCausalLM(config).eval()
+
+
+def qwen3():
+    return Qwen3ForCausalLM(Qwen3Config(**LLAMA_LIKE, head_dim=16)).eval()
+
+
+def opt():
+    config = OPTConfig(
+        vocab_size=64,
+        hidden_size=32,
+        ffn_dim=32,
+        word_embed_proj_dim=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    return OPTForCausalLM(config).eval()
+
+
+def bloom():
+    ids = {"bos_token_id": None, "eos_token_id": 1}
+    config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=2, **ids)
+    return BloomForCausalLM(config).eval()
+
+
+def test_rolled_back_rows_score_as_fresh_ones(make_llama):
+    """Random accepts and rejects, ragged rows: logits equal those of each row alone, uncached."""
+    model = make_llama(sharpness=2.0).double()
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.randint(2, 60, (3, 40), generator=rng)
+    lengths = torch.tensor([3, 7, 5])
+    cache = SlotCache(model, capacity=48)
+    with torch.no_grad():
+        cache.prefill([rows[i, :n].tolist() for i, n in enumerate(lengths)])
+        for _ in range(8):
+            new = int(torch.randint(1, 5, (), generator=rng))
+            positions = lengths.unsqueeze(1) + torch.arange(new)
+            wrong = torch.randint(2, 60, (3, new), generator=rng)
+            keep = torch.randint(0, new + 1, (3, 1), generator=rng)
+            fed = torch.where(torch.arange(new) < keep, rows.gather(1, positions), wrong)
+            logits = cache.forward(fed, positions, extent=int(lengths.max()) + new)
+            for i, n in enumerate(lengths.tolist()):
+                whole = torch.cat([rows[i, :n], fed[i]])[None]
+                alone = model(input_ids=whole).logits[0, n:]
+                torch.testing.assert_close(logits[i], alone, atol=1e-10, rtol=0)
+            lengths = lengths + keep.squeeze(1)
+
+
+def test_a_fork_leaves_its_origin_alone(make_llama):
+    model = make_llama().double()
+    cache = SlotCache(model, capacity=8)
+    position = torch.tensor([[3]])
+    with torch.no_grad():
+        cache.prefill([[5, 6, 7]])
+        before = cache.forward(torch.tensor([[8]]), position, extent=4)
+        fork = cache.fork(torch.tensor([0, 0]))
+        fork.forward(torch.tensor([[9], [10]]), position.expand(2, 1), extent=4)
+        after = cache.forward(torch.tensor([[8]]), position, extent=4)
+    torch.testing.assert_close(before, after, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("build", [gpt2, qwen3, opt])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_full_attention_models_use_slots(build, attention):
+    model = build()
+    model.set_attn_implementation(attention)
+    assert slot_obstacle(model) is None
+
+
+def test_a_mistral_without_window_uses_slots():
+    assert slot_obstacle(mistral(sliding_window=None)) is None
+
+
+@pytest.mark.parametrize("build", [mistral, bloom])
+def test_other_attention_models_sample_through_the_padded_cache(build):
+    assert sampling_cache(build()) is PaddedCache
+
+
+def test_a_recurrent_model_is_refused_with_the_reason():
+    with pytest.raises(TypeError, match="recurrent"):
+        sampling_cache(mamba())
+
+
+def test_a_model_that_ignores_positions_is_found_out(make_llama):
+    model = make_llama(sharpness=2.0)
+    plain = model.forward
+
+    def forward(*args, position_ids=None, **kwargs):
+        return plain(*args, **kwargs)
+
+    model.forward = forward
+    assert "ignores" in slot_obstacle(model)
+
+
+def test_modes_of_submodules_come_back(make_llama):
+    model = make_llama().train()
+    model.lm_head.eval()
+    with evaluating(model):
+        assert not any(m.training for m in model.modules())
+    assert model.training
+    assert model.model.training
+    assert not model.lm_head.training

@@ -1,0 +1,215 @@
+import pytest
+import torch
+from test_cache import gpt2, mistral
+
+from selftrain.decoding.params import SamplingParams
+from selftrain.decoding.sampler import HFSampler
+from selftrain.decoding.speculative import SpeculativeDecoder
+
+IDS = torch.tensor([[0, 0, 5, 6], [0, 3, 4, 5], [9, 8, 7, 6], [0, 0, 0, 4]])
+MASK = (IDS > 0).long()
+ROWS = [[5, 6], [3, 4, 5], [9, 8, 7, 6], [4]]
+
+
+def greedy(**changes):
+    return SamplingParams(**{"max_new_tokens": 30, "temperature": 0, **changes})
+
+
+@pytest.fixture(scope="module")
+def pair(make_llama):
+    """A target, and a draft that agrees with it often: its own weights, disturbed."""
+    target = make_llama(sharpness=2.5).double()
+    draft = make_llama(sharpness=2.5).double()
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            noise = torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype)
+            parameter.add_(noise * parameter.std().nan_to_num() * 0.08)
+    return target, draft
+
+
+@pytest.mark.parametrize("num_draft_tokens", [0, 1, 2, 5, 40])
+def test_greedy_output_is_the_targets_greedy_output(pair, num_draft_tokens):
+    target, draft = pair
+    want = target.generate(
+        IDS, attention_mask=MASK, max_new_tokens=30, do_sample=False, pad_token_id=0
+    )
+    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=num_draft_tokens)
+    got = decoder.generate(IDS, attention_mask=MASK, params=greedy())
+    assert torch.equal(got.sequences, want[:, : got.sequences.shape[1]])
+    assert (want[:, got.sequences.shape[1] :] == 0).all()
+
+
+def test_the_draft_of_these_tests_is_neither_useless_nor_perfect(pair):
+    output = SpeculativeDecoder(*pair).generate(
+        IDS, attention_mask=MASK, params=SamplingParams(max_new_tokens=60, seed=0)
+    )
+    assert 0.2 < output.stats.acceptance_rate < 0.95
+
+
+def test_without_drafts_it_samples_what_the_sampler_samples(pair, char_tokenizer):
+    target, draft = pair
+    params = SamplingParams(max_new_tokens=30, seed=5, top_p=0.9)
+    output = SpeculativeDecoder(target, draft, num_draft_tokens=0).generate(
+        IDS, attention_mask=MASK, params=params
+    )
+    plain = HFSampler(target, char_tokenizer).sample(ROWS, params=params)
+    assert output.new_tokens() == [list(c.token_ids) for (c,) in plain]
+
+
+@pytest.mark.parametrize("num_draft_tokens", [1, 4])
+def test_rows_do_not_depend_on_their_batch(pair, num_draft_tokens):
+    decoder = SpeculativeDecoder(*pair, num_draft_tokens=num_draft_tokens)
+    params, seeds = SamplingParams(max_new_tokens=40), [11, 12, 13, 14]
+    together = decoder.generate(IDS, attention_mask=MASK, params=params, seeds=seeds)
+    for row, prompt in enumerate(ROWS):
+        alone = decoder.generate(torch.tensor([prompt]), params=params, seeds=[seeds[row]])
+        assert alone.new_tokens()[0] == together.new_tokens()[row]
+
+
+def test_right_padded_prompts_give_the_same_tokens(pair):
+    decoder = SpeculativeDecoder(*pair)
+    right = torch.tensor([[*r, *[0] * (4 - len(r))] for r in ROWS])
+    outputs = [
+        decoder.generate(ids, attention_mask=(ids > 0).long(), params=greedy())
+        for ids in (IDS, right)
+    ]
+    assert outputs[0].new_tokens() == outputs[1].new_tokens()
+
+
+def test_a_perfect_draft_is_accepted_whole(pair):
+    target, _ = pair
+    decoder = SpeculativeDecoder(target, target, num_draft_tokens=4)
+    params = SamplingParams(max_new_tokens=40, seed=1)
+    output = decoder.generate(IDS, attention_mask=MASK, params=params, eos_token_ids=())
+    assert output.stats.accepted_fraction == 1.0
+    assert output.stats.block_efficiency == 5.0
+    assert output.stats.num_target_calls == 4 * 40 / 5
+
+
+def test_tiny_temperature_tends_to_greedy(pair):
+    decoder = SpeculativeDecoder(*pair)
+    cold = decoder.generate(
+        IDS, attention_mask=MASK, params=greedy(temperature=1e-6, seed=0)
+    )
+    assert cold.new_tokens() == decoder.generate(
+        IDS, attention_mask=MASK, params=greedy()
+    ).new_tokens()
+
+
+def test_counts_are_consistent_with_what_was_emitted(pair):
+    decoder = SpeculativeDecoder(*pair, num_draft_tokens=3)
+    output = decoder.generate(
+        IDS,
+        attention_mask=MASK,
+        params=SamplingParams(max_new_tokens=50, seed=2),
+        eos_token_ids=(),
+        return_blocks=True,
+    )
+    stats = output.stats
+    assert output.lengths.tolist() == [50] * 4
+    assert stats.num_accepted + stats.num_target_calls == 200
+    assert stats.num_accepted <= stats.num_tested <= stats.num_drafted
+    assert len(output.blocks) == stats.num_target_calls
+    for row in range(4):
+        replayed = []
+        for block in (b for b in output.blocks if b.row == row):
+            replayed += [*block.drafted[: block.num_accepted], block.next_token]
+        assert replayed == output.new_tokens()[row]
+
+
+def test_empirical_acceptance_lies_near_the_analytic_mean(pair):
+    decoder = SpeculativeDecoder(*pair, num_draft_tokens=3)
+    output = decoder.generate(
+        torch.tensor([[5, 6]] * 64),
+        params=SamplingParams(max_new_tokens=60, seed=3),
+        eos_token_ids=(),
+    )
+    stats = output.stats
+    sigma = (stats.analytic_acceptance * (1 - stats.analytic_acceptance) / stats.num_tested) ** 0.5
+    assert abs(stats.acceptance_rate - stats.analytic_acceptance) < 4 * sigma
+
+
+def test_an_eos_inside_a_block_ends_the_row_there(pair):
+    target, draft = pair
+    decoder = SpeculativeDecoder(target, target, num_draft_tokens=7)  # blocks of eight
+    free = decoder.generate(IDS, attention_mask=MASK, params=greedy(), eos_token_ids=())
+    ends = [row[n] for row, n in zip(free.new_tokens(), (2, 4, 5, 11), strict=True)]
+    cut = decoder.generate(IDS, attention_mask=MASK, params=greedy(), eos_token_ids=ends)
+    for long, short in zip(free.new_tokens(), cut.new_tokens(), strict=True):
+        first = next(i for i, t in enumerate(long) if t in ends)
+        assert short == long[: first + 1]
+
+
+def test_a_stop_string_across_the_border_of_blocks_is_found(pair, char_tokenizer):
+    target, draft = pair
+    decoder = SpeculativeDecoder(target, draft, tokenizer=char_tokenizer, num_draft_tokens=2)
+    ids = torch.tensor([ROWS[2]])
+    free = decoder.generate(ids, params=greedy(), eos_token_ids=())
+    text = char_tokenizer.decode(free.new_tokens()[0])
+    for start in range(6, 12):
+        stop = text[start : start + 4]
+        cut = decoder.generate(ids, params=greedy(stop=(stop,)), eos_token_ids=())
+        assert char_tokenizer.decode(cut.new_tokens()[0]) == text[: text.index(stop)]
+
+
+def test_it_reaches_the_last_position_of_a_learned_table():
+    model = gpt2().double()
+    model.config.n_positions  # the table has this many rows; one more would be an IndexError
+    room = model.config.n_positions - 4
+    output = SpeculativeDecoder(model, model, num_draft_tokens=6).generate(
+        IDS, attention_mask=MASK, params=greedy(max_new_tokens=room), eos_token_ids=()
+    )
+    assert output.lengths.tolist() == [room] * 4
+
+
+def test_models_that_differ_by_padding_work_with_their_tokenizer(make_llama, char_tokenizer):
+    vocab = len(char_tokenizer)
+    for target_size, draft_size in ((vocab + 8, vocab), (vocab, vocab + 8)):
+        target = make_llama(vocab_size=target_size, sharpness=2.5).double()
+        draft = make_llama(vocab_size=draft_size, sharpness=2.5, seed=1).double()
+        decoder = SpeculativeDecoder(target, draft, tokenizer=char_tokenizer)
+        got = decoder.generate(torch.tensor([[5, 6]]), params=greedy())
+        want = target.generate(
+            torch.tensor([[5, 6]]), max_new_tokens=30, do_sample=False, pad_token_id=0
+        )
+        assert got.sequences.tolist() == want.tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_mask": torch.tensor([[1, 0, 1, 1]] * 4)}, "gaps"),
+        ({"attention_mask": torch.zeros(4, 4)}, "empty"),
+        ({"attention_mask": torch.ones(4, 3)}, "shape"),
+        ({"params": SamplingParams(max_new_tokens=500)}, "the target has 128"),
+        ({"params": greedy(stop=("a",))}, "tokenizer"),
+        ({"params": greedy(), "seeds": [1]}, "seeds"),
+    ],
+)
+def test_bad_calls_are_named(pair, change, message):
+    with pytest.raises(ValueError, match=message):
+        SpeculativeDecoder(*pair).generate(IDS, **change)
+
+
+def test_an_empty_prompt_is_refused(pair):
+    with pytest.raises(ValueError, match="empty"):
+        SpeculativeDecoder(*pair).generate(torch.empty(1, 0, dtype=torch.long))
+
+
+def test_bad_pairs_are_refused(pair, make_llama):
+    target, draft = pair
+    with pytest.raises(ValueError, match="num_draft_tokens"):
+        SpeculativeDecoder(target, draft, num_draft_tokens=-1)
+    with pytest.raises(ValueError, match="one vocabulary"):
+        SpeculativeDecoder(target, make_llama(vocab_size=30))
+    with pytest.raises(TypeError, match="the draft cannot .* roll back"):
+        SpeculativeDecoder(target, mistral())
+
+
+def test_nan_logits_are_an_error(make_llama):
+    target, draft = make_llama(), make_llama(seed=1)
+    decoder = SpeculativeDecoder(target, draft)
+    target.lm_head.weight.data[3] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        decoder.generate(torch.tensor([[5]]), params=greedy())
