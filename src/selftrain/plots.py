@@ -6,7 +6,6 @@ Pass ``ax`` to draw into axes of your own, and :func:`save_figure` to write a PN
 
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
@@ -17,7 +16,7 @@ import numpy as np
 
 from selftrain._core.checks import check_int, check_not_empty, check_range
 from selftrain._core.io import write_bytes
-from selftrain._core.trace import LEGEND, TokenStatus, check_trace, visible
+from selftrain._core.trace import LEGEND, TokenStatus, check_trace, rows_of, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -278,9 +277,7 @@ def _flow(
     """Lay tokens out over lines of ``columns`` characters; break after each line end."""
     pieces, line, x = [], 0, 0.0
     for token, state in zip(tokens, status, strict=True):
-        # A rejected line end is not in the text, so it does not break the line.
-        rows = [token] if state == "rejected" else re.findall(r"[^\n]*\n|[^\n]+", token)
-        for row in rows:
+        for row in rows_of(token, state):
             for start in range(0, len(row), columns):
                 text = row[start : start + columns]
                 if x > 0 and x + len(text) > columns:

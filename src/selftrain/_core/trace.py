@@ -1,5 +1,6 @@
 """A decoded sample token by token: what plots and reports draw."""
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
@@ -36,3 +37,11 @@ def visible(token: str) -> str:
     """
     marked = token.translate(_VISIBLE)
     return "".join(c if c.isprintable() or c == "\xa0" else "□" for c in marked)
+
+
+def rows_of(token: str, status: TokenStatus) -> list[str]:
+    """Return the parts of ``token`` that stand on lines of their own, line ends included.
+
+    A rejected token is one part: its line end is not in the text, so it breaks no line.
+    """
+    return [token] if status == "rejected" else re.findall(r"[^\n]*\n|[^\n]+", token)
