@@ -121,7 +121,8 @@ def split_corpus(
     Where a document goes depends on its text and ``seed`` alone: exact copies fall on one side,
     and documents added later move no other. The fractions are probabilities, so the parts'
     sizes vary by chance. With fewer than 100 documents (a single book) the unit is a section
-    instead of a document, as cut by :func:`cut_sections`.
+    instead of a document, as cut by :func:`cut_sections`; a corpus that grows past 100 is split
+    anew.
 
     Args:
         documents: The corpus.
