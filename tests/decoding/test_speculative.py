@@ -24,7 +24,7 @@ def pair(make_llama):
     with torch.no_grad():
         for parameter in draft.parameters():
             noise = torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype)
-            parameter.add_(noise * parameter.std().nan_to_num() * 0.08)
+            parameter.add_(noise * parameter.std().nan_to_num() * 0.3)
     return target, draft
 
 
