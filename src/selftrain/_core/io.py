@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` to ``path`` atomically: a crash leaves the old file or the new one."""
-    with _replacing(Path(path)) as part, part.open("w", encoding="utf-8") as file:
-        file.write(text)
+    """Write ``text`` to ``path`` as UTF-8, atomically: a crash leaves the old file or the new."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically: a crash leaves the old file or the new one."""
+    with _replacing(Path(path)) as part, part.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())  # some file systems report a full disk only here
 
@@ -127,12 +132,18 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def save_tensors(path: str | Path, tensors: "dict[str, torch.Tensor]") -> None:
-    """Write named tensors to one safetensors file atomically."""
+def save_tensors(
+    path: str | Path,
+    tensors: "dict[str, torch.Tensor]",
+    *,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write named tensors, and ``metadata`` in the header, to one safetensors file atomically."""
     from safetensors.torch import save_file
 
+    plain = {k: v.detach().contiguous() for k, v in tensors.items()}
     with _replacing(Path(path)) as part:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(part))
+        save_file(plain, str(part), metadata=metadata)
 
 
 def load_tensors(path: str | Path) -> "dict[str, torch.Tensor]":

@@ -53,7 +53,7 @@ class Bar(Protocol):
 
 class _Silent:
     def update(self, completed: int, note: str = "") -> None:
-        pass
+        """Show nothing."""
 
 
 class _Rich:
@@ -61,6 +61,7 @@ class _Rich:
         self._progress, self._task = progress, task
 
     def update(self, completed: int, note: str = "") -> None:
+        """Move the bar."""
         self._progress.update(self._task, completed=completed, note=note)
 
 
