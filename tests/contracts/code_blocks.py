@@ -44,8 +44,8 @@ def run_document(path: Path) -> int:
     names: dict[str, object] = {"__name__": "document"}
     todo = [block for block in blocks(path) if block.run]
     for block in todo:
-        where = f"{path.relative_to(ROOT)}:{block.line}"
-        exec(compile("\n" * (block.line - 1) + block.code, where, "exec"), names)
+        # Blank lines in front, so that a traceback gives the line of the document.
+        exec(compile("\n" * (block.line - 1) + block.code, str(path), "exec"), names)
     return len(todo)
 
 

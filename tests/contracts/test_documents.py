@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from code_blocks import Block, blocks
+from code_blocks import Block, blocks, run_document
 from pending import PENDING, PENDING_FILES
 
 from selftrain.cli import COMMANDS
@@ -68,6 +68,16 @@ def test_a_code_block_imports_names_that_exist(block):
                 if not hasattr(importlib.import_module(node.module or ""), alias.name):
                     missing.append(f"{node.module}.{alias.name}")
     assert missing == []
+
+
+def test_the_blocks_of_a_document_run_in_one_namespace(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text(
+        "```python\nx = []\n```\n```bash\nls\n```\n<!-- not run: no network -->\n"
+        "```python\n1 / 0\n```\n```python\nx.append(1)\nassert x == [1]\n```\n"
+    )
+    assert [(b.line, b.run) for b in blocks(path)] == [(2, True), (9, False), (12, True)]
+    assert run_document(path) == 2
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)

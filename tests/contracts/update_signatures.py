@@ -23,7 +23,7 @@ def signatures() -> dict[str, str]:
     found: dict[str, str] = {}
     for name in everything():
         if not name.is_code:
-            found[name.qualified] = type(name.value).__name__
+            found[name.qualified] = f" = {name.value!r}"
             continue
         found[name.qualified] = _signature(name.value)
         if isinstance(name.value, type):
