@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selftrain._core.io import write_text
+from selftrain._core.io import read_json, write_text
 
 ConfigT = TypeVar("ConfigT")
 
@@ -21,8 +21,11 @@ def from_dict(cls: type[ConfigT], data: dict[str, Any]) -> ConfigT:
     """Build a config of class ``cls`` from :func:`to_dict` data.
 
     Raises:
+        TypeError: If ``data`` is not a dict.
         ValueError: If ``data`` has a key that ``cls`` does not know.
     """
+    if not isinstance(data, dict):
+        raise TypeError(f"{cls.__name__} is read from a JSON object, got {data!r}.")
     known = {f.name for f in dataclasses.fields(cls)}  # pyrefly: ignore[bad-argument-type]
     unknown = sorted(set(data) - known)
     if unknown:
@@ -40,7 +43,7 @@ def save_json(config: Any, path: Path) -> None:
 
 def load_json(cls: type[ConfigT], path: Path) -> ConfigT:
     """Read a config that :func:`save_json` wrote."""
-    return from_dict(cls, json.loads(Path(path).read_text(encoding="utf-8")))
+    return from_dict(cls, read_json(path))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -68,14 +71,26 @@ def _plain(value: Any) -> Any:
 def _typed(hint: Any, value: Any) -> Any:
     """Undo :func:`_plain` for one field, guided by its annotation."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next((a for a in typing.get_args(hint) if a is not type(None)), hint)
+        fitting = (arm for arm in typing.get_args(hint) if _came_from(arm, value))
+        hint = next(fitting, None)
     if isinstance(value, dict) and dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value)
     if isinstance(value, list) and (typing.get_origin(hint) or hint) is tuple:
-        inner = (typing.get_args(hint) or (Any,))[0]
-        return tuple(_typed(inner, v) for v in value)
+        inner = typing.get_args(hint) or (Any, ...)
+        if len(inner) == 2 and inner[1] is ...:
+            inner = (inner[0],) * len(value)
+        if len(inner) != len(value):
+            raise ValueError(f"{value!r} has {len(value)} elements; {hint} has {len(inner)}.")
+        return tuple(_typed(i, v) for i, v in zip(inner, value, strict=True))
     if hint is Path and isinstance(value, str):
         return Path(value)
     return value
+
+
+def _came_from(arm: Any, value: Any) -> bool:
+    """Return whether plain ``value`` has to be turned back into ``arm`` of a union."""
+    if isinstance(value, dict):
+        return dataclasses.is_dataclass(arm)
+    if isinstance(value, list):
+        return (typing.get_origin(arm) or arm) is tuple
+    return isinstance(value, str) and arm is Path

@@ -1,12 +1,11 @@
 """A metrics log on disk, and progress bars."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from selftrain._core.io import read_jsonl, write_jsonl
+from selftrain._core.io import append_jsonl, read_jsonl, write_jsonl
 
 
 class Tracker(Protocol):
@@ -33,15 +32,13 @@ class MetricLog:
     ) -> None:
         self.path, self.stage, self.tracker = Path(path), stage, tracker
         rows = read_jsonl(self.path)
-        keep = [r for r in rows if not (r.get("stage") == stage and r["step"] >= first_step)]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        keep = [r for r in rows if r.get("stage") != stage or r["step"] < first_step]
         if self.path.exists():
-            write_jsonl(self.path, keep)
+            write_jsonl(self.path, keep)  # also drops a row that a crash cut off
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one row."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": self.stage, "step": step, **metrics}) + "\n")
+        append_jsonl(self.path, {"stage": self.stage, "step": step, **metrics})
         if self.tracker is not None:
             self.tracker.log({f"{self.stage}/{k}": v for k, v in metrics.items()}, step=step)
 
@@ -56,7 +53,7 @@ class Bar(Protocol):
 
 class _Silent:
     def update(self, completed: int, note: str = "") -> None:
-        pass
+        """Show nothing."""
 
 
 class _Rich:
@@ -64,6 +61,7 @@ class _Rich:
         self._progress, self._task = progress, task
 
     def update(self, completed: int, note: str = "") -> None:
+        """Move the bar."""
         self._progress.update(self._task, completed=completed, note=note)
 
 

@@ -14,8 +14,11 @@ def require(module: str, *, extra: str) -> ModuleType:
     """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        package = module.split(".")[0]
+        if error.name is None or error.name.split(".")[0] != package:
+            raise  # it is installed, and something that it needs is broken
         raise MissingExtraError(
-            f"this needs the package {module.split('.')[0]!r}, which is not installed. "
+            f"this needs the package {package!r}, which is not installed. "
             f"Install it with: pip install 'selftrain[{extra}]'"
         ) from error

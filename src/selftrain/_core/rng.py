@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def derive(seed: int, *path: int | str) -> int:
     """Return a 63-bit seed for the purpose named by ``path``; different paths are independent."""
-    text = "/".join([str(seed), *(f"{type(p).__name__}:{p}" for p in path)])
+    text = repr((seed, *path))  # quotes strings, so that no two paths read the same
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -41,6 +41,6 @@ def seeded_torch(seed: int, *path: int | str) -> Iterator[None]:
     """
     import torch
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(derive(seed, *path))
         yield
