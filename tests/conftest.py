@@ -1,20 +1,51 @@
 """Tiny models and a tokenizer, built in memory; no test touches the network."""
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 CHARACTERS = string.ascii_letters + string.digits + " .,;:!?-+*/=()[]<>_\n"
 EOS, PAD = "<eos>", "<pad>"
+IDS = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+
+# The smallest sensible configuration of each architecture; its classes are named after it.
+ARCHITECTURES = {
+    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+    "Bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
+    "Mamba": {"hidden_size": 32, "num_hidden_layers": 2},
+    "OPT": {
+        "hidden_size": 32,
+        "ffn_dim": 32,
+        "word_embed_proj_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    **dict.fromkeys(
+        ("Mistral", "Qwen3"),
+        {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+        },
+    ),
+}
+ARCHITECTURES["Mistral"] = {**ARCHITECTURES["Mistral"], "sliding_window": 4}
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _pinned_threads() -> None:
+def _pinned_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +71,7 @@ def make_llama() -> Callable[..., LlamaForCausalLM]:
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
             "max_position_embeddings": 128,
-            "bos_token_id": None,
-            "eos_token_id": 1,
-            "pad_token_id": 0,
+            **IDS,
         }
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -51,5 +80,22 @@ def make_llama() -> Callable[..., LlamaForCausalLM]:
             for parameter in model.parameters():
                 parameter.mul_(sharpness)
         return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., PreTrainedModel]:
+    """Build a tiny model of another architecture, of 64 tokens: "gpt2", "mistral", ..."""
+
+    def make(name: str, **overrides) -> PreTrainedModel:
+        kind = next(k for k in ARCHITECTURES if k.lower() == name)
+        config = getattr(transformers, f"{kind}Config")(
+            vocab_size=64, **IDS, **{**ARCHITECTURES[kind], **overrides}
+        )
+        head = "LMHeadModel" if kind == "GPT2" else "ForCausalLM"
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return getattr(transformers, f"{kind}{head}")(config).eval()
 
     return make

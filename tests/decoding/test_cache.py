@@ -1,19 +1,5 @@
 import pytest
 import torch
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    MambaConfig,
-    MambaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from selftrain.decoding.cache import (
     PaddedCache,
@@ -22,57 +8,6 @@ from selftrain.decoding.cache import (
     sampling_cache,
     slot_obstacle,
 )
-
-LLAMA_LIKE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-}
-
-
-def gpt2():
-    ids = {"bos_token_id": None, "eos_token_id": 1}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, **ids)).eval()
-
-
-def mistral(sliding_window=4):
-    return MistralForCausalLM(MistralConfig(**LLAMA_LIKE, sliding_window=sliding_window)).eval()
-
-
-def mamba():
-    ids = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": None}
-    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, **ids)
-    return MambaForCausalLM(config).eval()
-
-
-def qwen3():
-    return Qwen3ForCausalLM(Qwen3Config(**LLAMA_LIKE, head_dim=16)).eval()
-
-
-def opt():
-    config = OPTConfig(
-        vocab_size=64,
-        hidden_size=32,
-        ffn_dim=32,
-        word_embed_proj_dim=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    return OPTForCausalLM(config).eval()
-
-
-def bloom():
-    ids = {"bos_token_id": None, "eos_token_id": 1}
-    config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=2, **ids)
-    return BloomForCausalLM(config).eval()
-
 
 def test_rolled_back_rows_score_as_fresh_ones(make_llama):
     """Random accepts and rejects, ragged rows: logits equal those of each row alone, uncached."""
@@ -110,26 +45,26 @@ def test_a_fork_leaves_its_origin_alone(make_llama):
     torch.testing.assert_close(before, after, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("build", [gpt2, qwen3, opt])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "opt"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_full_attention_models_use_slots(build, attention):
-    model = build()
+def test_full_attention_models_use_slots(make_model, name, attention):
+    model = make_model(name)
     model.set_attn_implementation(attention)
     assert slot_obstacle(model) is None
 
 
-def test_a_mistral_without_window_uses_slots():
-    assert slot_obstacle(mistral(sliding_window=None)) is None
+def test_a_mistral_without_window_uses_slots(make_model):
+    assert slot_obstacle(make_model("mistral", sliding_window=None)) is None
 
 
-@pytest.mark.parametrize("build", [mistral, bloom])
-def test_other_attention_models_sample_through_the_padded_cache(build):
-    assert sampling_cache(build()) is PaddedCache
+@pytest.mark.parametrize("name", ["mistral", "bloom"])
+def test_other_attention_models_sample_through_the_padded_cache(make_model, name):
+    assert sampling_cache(make_model(name)) is PaddedCache
 
 
-def test_a_recurrent_model_is_refused_with_the_reason():
+def test_a_recurrent_model_is_refused_with_the_reason(make_model):
     with pytest.raises(TypeError, match="recurrent"):
-        sampling_cache(mamba())
+        sampling_cache(make_model("mamba"))
 
 
 def test_a_model_that_ignores_positions_is_found_out(make_llama):

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from test_cache import gpt2, mistral
 
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.sampler import HFSampler
@@ -153,10 +152,9 @@ def test_a_stop_string_across_the_border_of_blocks_is_found(pair, char_tokenizer
         assert char_tokenizer.decode(cut.new_tokens()[0]) == text[: text.index(stop)]
 
 
-def test_it_reaches_the_last_position_of_a_learned_table():
-    model = gpt2().double()
-    model.config.n_positions  # the table has this many rows; one more would be an IndexError
-    room = model.config.n_positions - 4
+def test_it_reaches_the_last_position_of_a_learned_table(make_model):
+    model = make_model("gpt2", n_positions=48).double()
+    room = 48 - 4  # the table's next row would be an IndexError
     output = SpeculativeDecoder(model, model, num_draft_tokens=6).generate(
         IDS, attention_mask=MASK, params=greedy(max_new_tokens=room), eos_token_ids=()
     )
@@ -197,14 +195,14 @@ def test_an_empty_prompt_is_refused(pair):
         SpeculativeDecoder(*pair).generate(torch.empty(1, 0, dtype=torch.long))
 
 
-def test_bad_pairs_are_refused(pair, make_llama):
+def test_bad_pairs_are_refused(pair, make_llama, make_model):
     target, draft = pair
     with pytest.raises(ValueError, match="num_draft_tokens"):
         SpeculativeDecoder(target, draft, num_draft_tokens=-1)
     with pytest.raises(ValueError, match="one vocabulary"):
         SpeculativeDecoder(target, make_llama(vocab_size=30))
     with pytest.raises(TypeError, match="the draft cannot .* roll back"):
-        SpeculativeDecoder(target, mistral())
+        SpeculativeDecoder(target, make_model("mistral"))
 
 
 def test_nan_logits_are_an_error(make_llama):

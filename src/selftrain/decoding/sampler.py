@@ -167,7 +167,7 @@ class HFSampler:
             if (step + 1) % _CHECK_EVERY == 0 or step + 1 == budget:
                 check_finite(log_probs[active])
                 going = [
-                    stopping.ending(row, budget=budget).reason is None
+                    not stopping.is_over(row, budget=budget)
                     for row in tokens[active, : step + 1].tolist()
                 ]
                 endings.update(

@@ -195,11 +195,11 @@ class SpeculativeDecoder:
             blocks=tuple(run.blocks()) if return_blocks else (),
         )
 
-    def _pad_id(self, eos: tuple[int, ...]) -> int:
+    def _pad_id(self, eos: frozenset[int]) -> int:
         choices = [
             getattr(getattr(self.target, "generation_config", None), "pad_token_id", None),
             getattr(self.tokenizer, "pad_token_id", None),
-            *eos,
+            *sorted(eos),
         ]
         return next((c for c in choices if c is not None), 0)
 
@@ -245,7 +245,7 @@ class _Run:
         self.lengths = torch.tensor(self.prompt_lengths, device=device)
         self.limits = self.lengths + params.max_new_tokens
         self.active = torch.arange(len(prompts), device=device)
-        self.eos = torch.tensor(stopping.eos_token_ids, dtype=torch.long, device=device)
+        self.eos = torch.tensor(sorted(stopping.eos_token_ids), dtype=torch.long, device=device)
         self.noise = _Noise(torch.tensor(seeds, device=device), self.num_draft_tokens + 1)
         self.finished: dict[int, list[int]] = {}
         self.trace: list[_Trace] = []

@@ -25,13 +25,19 @@ class Stopping:
         ValueError: If stop strings are given without a tokenizer.
     """
 
-    eos_token_ids: tuple[int, ...]
+    eos_token_ids: frozenset[int]
     stop: tuple[str, ...] = ()
     tokenizer: PreTrainedTokenizerBase | None = None
 
     def __post_init__(self) -> None:
         if self.stop and self.tokenizer is None:
             raise ValueError(f"stop={self.stop!r} needs a tokenizer to find the strings in.")
+
+    def is_over(self, token_ids: Sequence[int], *, budget: int) -> bool:
+        """Return whether a sequence has ended, without decoding it where no stop string asks for it."""
+        if len(token_ids) >= budget or not self.eos_token_ids.isdisjoint(token_ids):
+            return True
+        return bool(self.stop) and self.ending(token_ids, budget=budget).reason is not None
 
     def ending(self, token_ids: Sequence[int], *, budget: int) -> Ending:
         """Cut ``token_ids`` after the first end-of-sequence id, or before the first stop string.
@@ -72,7 +78,7 @@ def resolve_eos(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase | None,
     given: int | Collection[int] | None,
-) -> tuple[int, ...]:
+) -> frozenset[int]:
     """Return the end-of-sequence ids: those given, else the generation config's, else the tokenizer's.
 
     An empty collection means that no id ends a sequence.
@@ -82,5 +88,5 @@ def resolve_eos(
     if given is None and tokenizer is not None:
         given = tokenizer.eos_token_id
     if given is None:
-        return ()
-    return (given,) if isinstance(given, int) else tuple(given)
+        return frozenset()
+    return frozenset([given] if isinstance(given, int) else given)
