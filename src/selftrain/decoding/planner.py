@@ -4,12 +4,20 @@ Source: Leviathan et al., arXiv 2211.17192, theorem 3.8 and section 3; block eff
 memory-bound speed-up (MBSU) as reported by DistillSpec, arXiv 2310.08461.
 """
 
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from selftrain._core.checks import check_int, check_range
+from selftrain.decoding.cache import SlotCache, evaluating
+from selftrain.decoding.params import SamplingParams
+from selftrain.decoding.sampler import draw, warp
+from selftrain.ops.verify import verify_greedy, verify_tokens
 
 
 def expected_tokens(acceptance: float, num_draft_tokens: int) -> float:
@@ -101,3 +109,101 @@ def _renewals(accept: Tensor, num_draft_tokens: int) -> tuple[Tensor, Tensor]:
     for t in range(len(windows)):
         starts[t + 1 : t + num_draft_tokens + 2] += starts[t] * ends[t]
     return starts[: len(windows)], before.sum(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Milliseconds of the parts of a block, measured at batch 1."""
+
+    target_one: float
+    """Target forward over one token."""
+    target_block: float
+    """Target forward over a whole block: the pending token and the draft."""
+    draft_step: float
+    """Draft forward over one token, and sampling from it."""
+    verify: float
+    """Warping and verification of a block."""
+    num_draft_tokens: int
+    """Tokens drafted per block."""
+
+    def plain_tokens_per_second(self) -> float:
+        """Predict the speed of plain decoding."""
+        return 1000 / (self.target_one + self.verify)
+
+    def tokens_per_second(self, block_efficiency: float) -> float:
+        """Predict the speed of speculative decoding from its mean tokens per target call."""
+        block = self.num_draft_tokens * self.draft_step + self.target_block + self.verify
+        return 1000 * block_efficiency / block
+
+
+@torch.inference_mode()
+def measure_costs(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    *,
+    context: int,
+    num_draft_tokens: int,
+    params: SamplingParams,
+    repeats: int = 30,
+) -> Costs:
+    """Time the parts of a block on these models and this machine; medians over ``repeats``.
+
+    Args:
+        target: The target model.
+        draft: The draft model.
+        context: Tokens before the block: attention's cost grows with them.
+        num_draft_tokens: Tokens drafted per block, at least 1.
+        params: How tokens are drawn.
+        repeats: How often each part is timed, the parts in turn.
+    """
+    check_int("context", context, low=1)
+    check_int("num_draft_tokens", num_draft_tokens, low=1)
+    new, capacity = num_draft_tokens + 1, context + num_draft_tokens + 1
+    caches = {"target": SlotCache(target, capacity=capacity)}
+    caches["draft"] = SlotCache(draft, capacity=capacity)
+    for cache in caches.values():
+        cache.prefill([[0] * context])
+    device = target.device
+    tokens = torch.zeros(1, new, dtype=torch.long, device=device)
+    positions = (context + torch.arange(new, device=device)).unsqueeze(0)
+    noise = torch.full((1, new), 0.5, dtype=torch.float64, device=device)
+    block = caches["target"].forward(tokens, positions, extent=capacity)
+    drafted = block[:, :-1].float()
+
+    def forward(role: str, count: int) -> Tensor:
+        return caches[role].forward(
+            tokens[:, :count], positions[:, :count], extent=context + count
+        )
+
+    parts = {
+        "target_one": lambda: forward("target", 1),
+        "target_block": lambda: forward("target", new),
+        "draft_step": lambda: draw(forward("draft", 1)[:, -1], noise[:, 0], params),
+        "verify": lambda: (
+            verify_greedy(block, tokens[:, 1:])
+            if params.greedy
+            else verify_tokens(
+                warp(block, params),
+                drafted,
+                tokens[:, 1:],
+                accept_uniforms=noise[:, 1:],
+                emit_uniforms=noise,
+            )
+        ),
+    }
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    with evaluating(target, draft):
+        for _ in range(repeats):
+            for name, part in parts.items():
+                times[name].append(_milliseconds(part, device))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return Costs(num_draft_tokens=num_draft_tokens, **medians)
+
+
+def _milliseconds(part: Callable[[], object], device: torch.device) -> float:
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    part()
+    synchronize()
+    return (time.perf_counter() - start) * 1000
