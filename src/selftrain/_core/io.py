@@ -89,14 +89,20 @@ def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def save_tensors(path: str | Path, tensors: "dict[str, torch.Tensor]") -> None:
-    """Write named tensors to one safetensors file atomically."""
+def save_tensors(
+    path: str | Path,
+    tensors: "dict[str, torch.Tensor]",
+    *,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write named tensors, and ``metadata`` in the header, to one safetensors file atomically."""
     from safetensors.torch import save_file
 
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     try:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, str(part))
+        plain = {k: v.detach().contiguous() for k, v in tensors.items()}
+        save_file(plain, str(part), metadata=metadata)
         os.replace(part, path)
     except Exception as error:  # safetensors raises its own type for a full disk
         part.unlink(missing_ok=True)
@@ -125,8 +131,15 @@ def manifest(*, seed: int) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "num_threads": torch.get_num_threads(),
         "gpu": gpu,
-        "versions": {name: metadata.version(name) for name in packages},
+        "versions": {name: _version(name) for name in packages},
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return None
 
 
 def _cpu_name() -> str:
