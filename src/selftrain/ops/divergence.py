@@ -296,12 +296,18 @@ def _jsd(
 ) -> tuple[Tensor, Tensor | None]:
     p = log_p.exp()
     # r = log p/q gives log m/q = log1p(beta expm1(r)). Unlike a logaddexp of log p and log q minus
-    # log q, this keeps its relative precision where p is close to q, and as beta tends to 0.
+    # log q, this keeps its relative precision where p is close to q, and as beta tends to 0. As it
+    # tends to 1, log m/p does.
     log_ratio = log_p.sub_(log_q).clamp_(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).nan_to_num_(nan=0.0)
     q = log_q.exp_()
-    log_m_over_q = torch.expm1(log_ratio).mul_(beta).log1p_()
+    if beta <= 0.5:
+        log_m_over_q = torch.expm1(log_ratio).mul_(beta).log1p_()
+        log_p_over_m = log_ratio.sub_(log_m_over_q)
+    else:
+        log_p_over_m = torch.expm1(-log_ratio).mul_(1.0 - beta).log1p_().neg_()
+        log_m_over_q = log_ratio.sub_(log_p_over_m)
     kl_q_m = -(q * log_m_over_q).sum(-1)
-    kl_p_m = log_ratio.sub_(log_m_over_q).mul_(p).sum(-1)
+    kl_p_m = log_p_over_m.mul_(p).sum(-1)
     value = beta * kl_p_m + (1.0 - beta) * kl_q_m
     if not needs_grad:
         return value, None
