@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 CHARACTERS = string.ascii_letters + string.digits + " .,;:!?-+*/=()[]<>_\n"
-EOS, PAD = "<eos>", "<pad>"
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 IDS = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
 
 # The smallest sensible configuration of each architecture; its classes are named after it.
@@ -50,12 +50,14 @@ def _pinned_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def char_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character; id 0 pads, id 1 ends."""
-    vocab = {token: i for i, token in enumerate([PAD, EOS, *CHARACTERS])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=" "))
+    """One token a character; id 0 pads, 1 ends, 2 is unknown."""
+    vocab = {token: i for i, token in enumerate([PAD, EOS, UNKNOWN, *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN
+    )
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +66,7 @@ def make_llama() -> Callable[..., LlamaForCausalLM]:
 
     def make(*, seed: int = 0, sharpness: float = 1.0, **overrides) -> LlamaForCausalLM:
         settings = {
-            "vocab_size": len(CHARACTERS) + 2,
+            "vocab_size": len(CHARACTERS) + 3,
             "hidden_size": 32,
             "intermediate_size": 48,
             "num_hidden_layers": 2,

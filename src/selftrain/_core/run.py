@@ -1,0 +1,36 @@
+"""A run's folder: which run it holds, and whether this is the same one."""
+
+from pathlib import Path
+from typing import Any
+
+from selftrain._core.config import differences, to_dict
+from selftrain._core.io import manifest, read_json, write_json
+from selftrain.errors import RunConflictError
+
+
+def open_run(folder: str | Path, config: Any, *, seed: int) -> None:
+    """Begin or continue the run in ``folder``: write ``config.json`` and ``manifest.json``.
+
+    Args:
+        folder: The run's folder, made if absent.
+        config: The run's frozen dataclass.
+        seed: Its seed, for the manifest.
+
+    Raises:
+        RunConflictError: If the folder holds a run with another configuration; the message lists
+            the fields that differ. Nothing is written then.
+    """
+    folder = Path(folder)
+    path = folder / "config.json"
+    new = to_dict(config)
+    if path.exists():
+        changed = differences(read_json(path), new)
+        if changed:
+            raise RunConflictError(
+                f"{folder} holds a run with another configuration:\n  "
+                + "\n  ".join(changed)
+                + "\nRestore these values to continue it, or choose another folder."
+            )
+        return
+    write_json(folder / "manifest.json", manifest(seed=seed))
+    write_json(path, new)

@@ -1,0 +1,7 @@
+"""On-policy distillation: a student learns from a teacher on text it writes itself."""
+
+from selftrain.distill.config import DistillConfig
+from selftrain.distill.distiller import Distiller
+from selftrain.training.loop import Report as DistillReport
+
+__all__ = ["DistillConfig", "DistillReport", "Distiller"]

@@ -1,0 +1,363 @@
+"""Distillation of a teacher into a student, on text that the student itself writes."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from selftrain._core.checks import check_not_empty
+from selftrain._core.config import load_json, save_json
+from selftrain._core.io import atomic_folder
+from selftrain._core.rng import derive
+from selftrain.distill.config import DistillConfig, Source
+from selftrain.distill.losses import text_losses, token_losses
+from selftrain.distill.pair import check_pair, end_tokens, freeze
+from selftrain.distill.rows import EncodedRow, RowEncoder
+from selftrain.distill.texts import check_row, draw_sources, sample_ids
+from selftrain.training.batch import MicroBatch, TokenRow, scored_logits, takes_logits_to_keep
+from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
+from selftrain.training.finetune import Rows
+from selftrain.training.learner import Learner, RowValues
+from selftrain.training.loop import Report, TrainingRun
+from selftrain.training.optim import learning_rate_at
+from selftrain.training.order import batch_indices
+
+if TYPE_CHECKING:
+    from selftrain.decoding.sampler import Sampler  # pyrefly: ignore[missing-import]
+
+_CONFIG_FILE, _STATE_FOLDER = "distill_config.json", "training_state"
+# Text is tokenised when its step comes; of a data set only so many rows are read beforehand.
+_ROWS_CHECKED_FIRST = 1000
+
+
+class Distiller:
+    r"""Trains a student to predict like a teacher on text of either, or of a data set (GKD).
+
+    .. math:: L = (1-\lambda)\, E_{(x,y) \sim data}\, \bar D(p \| q)(y|x)
+              + \lambda\, E_{x,\, y \sim q(\cdot|x)}\, \bar D(p \| q)(y|x)
+
+    with :math:`\bar D` the divergence averaged over the tokens of y (arXiv 2306.13649, equation 2
+    and algorithm 1). No gradient flows through the sampling of y. Start from a student that can
+    write: on random text the teacher's feedback is useless.
+
+    The same rows, seed and step give the same update, whatever the micro-batches and the number of
+    processes (up to rounding): every completion has its own seed.
+
+    Args:
+        student: The model to train, in place.
+        teacher: The model to learn from; it is frozen and put in evaluation mode.
+        tokenizer: The tokenizer of both. It needs no pad token: padding is told by masks.
+        config: Settings; None: the defaults.
+        sampler: Samples from the student; None: an in-process sampler. It must see the student's
+            current weights.
+        teacher_sampler: Samples from the teacher, for ``fixed_source="teacher"``; None: in process.
+        teacher_tokenizer: The teacher's, if it comes with its own, to check that both agree.
+        accelerator: The process layer; None makes one.
+
+    Raises:
+        ValueError: If the models cannot be compared token by token, or are one.
+
+    Example:
+        >>> distiller = Distiller(student, teacher, tokenizer)  # doctest: +SKIP
+        >>> report = distiller.fit([{"prompt": "2 + 2 ="}])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: DistillConfig | None = None,
+        *,
+        sampler: "Sampler | None" = None,
+        teacher_sampler: "Sampler | None" = None,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        self.config = config or DistillConfig()
+        self._pair = check_pair(student, teacher, tokenizer, teacher_tokenizer)
+        self.config.warn_if_off_distribution()
+        freeze(teacher)
+        self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
+        self.accelerator = accelerator or Accelerator()
+        self._slices = {id(m): takes_logits_to_keep(m) for m in (student, teacher)}
+        self._learner = Learner(student, self.config, self.accelerator)
+        teacher.to(self.accelerator.device)  # pyrefly: ignore[bad-argument-type]
+        eos_token_ids = end_tokens(student, tokenizer)
+        self._encode = RowEncoder(
+            tokenizer,
+            eos_token_ids=eos_token_ids,
+            max_prompt_tokens=self.config.max_prompt_tokens,
+        )
+        self._ends = torch.tensor(sorted(eos_token_ids), device=self.accelerator.device)
+        self._samplers: dict[Source, Sampler | None] = {
+            "student": sampler,
+            "teacher": teacher_sampler,
+        }
+        self.num_steps = 0
+        """Optimizer steps taken."""
+        self.num_scored_tokens = 0
+        """Tokens the loss was computed on so far, over all processes."""
+
+    def step(self, batch: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Take one optimizer step on the batch: choose or sample its text, compare, update.
+
+        All processes call it with the same batch; each takes its share of the rows.
+
+        Args:
+            batch: Rows ``{"prompt": str | messages, "completion": str, "weight": float}``, or with
+                ``"prompt_ids"`` and ``"completion_ids"``; completions only where the data set is a
+                source, the weight always optional.
+
+        Returns:
+            ``loss``; ``divergence/<source>`` for the sources used; ``acceptance``,
+            ``top1_agreement`` and entropies; ``completion_length`` and ``truncated_fraction``;
+            ``grad_norm``, ``learning_rate``, ``num_scored_tokens`` (also ``_total``) and
+            ``tokens_per_second``. Means weigh tokens as the loss does.
+
+        Raises:
+            ValueError: If a row lacks what its source needs, or is too long.
+            FloatingPointError: If the loss is not finite; the parameters are unchanged then.
+        """
+        start = time.perf_counter()
+        check_not_empty("batch", batch)
+        step = self.num_steps
+        sources = draw_sources(self.config, step, len(batch))
+        encoded = {i: self._checked(batch[i], i) for i in self._local(len(batch))}
+        rows = self._with_text(encoded, sources, ("sample", step))
+        result = self._learner.learn(
+            rows,
+            self._token_values,
+            step=step,
+            num_rows=len(batch),
+            names=[f"row {i} (source: {source})" for i, source in enumerate(sources)],
+        )
+        self.num_steps += 1
+        self.num_scored_tokens += int(sum(result.counts))
+        return self._metrics(result, sources, step, time.perf_counter() - start)
+
+    def fit(
+        self,
+        dataset: Rows,
+        *,
+        eval_dataset: Rows | None = None,
+        output_dir: str | Path | None = None,
+        show_progress: bool = True,
+    ) -> Report:
+        """Train until ``config.num_steps`` steps are taken, continuing a run in ``output_dir``.
+
+        An interrupted run, called again with the same arguments, continues at its last checkpoint;
+        on a CPU the result equals that of an uninterrupted run bit for bit.
+
+        Args:
+            dataset: Rows as for :meth:`step`; a list, a ``datasets.Dataset``, or alike.
+            eval_dataset: Rows for :meth:`evaluate`, logged as ``eval/...``.
+            output_dir: Where metrics and the newest checkpoint go; None: nothing is written.
+            show_progress: Whether to show a bar with the loss and the time left.
+
+        Raises:
+            ValueError: If a data set is empty or a row does not suit the configuration.
+            RunConflictError: If ``output_dir`` holds a run with another configuration.
+            FloatingPointError: If the loss is not finite.
+        """
+        check_not_empty("dataset", dataset)
+        if eval_dataset is not None:
+            check_not_empty("eval_dataset", eval_dataset)
+        for i in range(min(len(dataset), _ROWS_CHECKED_FIRST)):
+            self._checked(dataset[i], i)
+        with TrainingRun(
+            self._learner,
+            stage="distill",
+            output_dir=output_dir,
+            first_step=self.num_steps,
+            show_progress=show_progress,
+        ) as run:
+            self._restore(run.first_step, run.extra)
+            for step in run.steps():
+                chosen = batch_indices(
+                    self.config.seed,
+                    step,
+                    num_items=len(dataset),
+                    batch_size=self.config.batch_size,
+                )
+                metrics = self.step([dataset[i] for i in chosen])
+                if eval_dataset is not None and run.eval_due(step):
+                    evaluation = self.evaluate(eval_dataset)
+                    metrics |= {f"eval/{name}": value for name, value in evaluation.items()}
+                run.finish_step(step, metrics, {"num_scored_tokens": self.num_scored_tokens})
+        return run.report()
+
+    def evaluate(self, dataset: Rows) -> dict[str, float]:
+        """Return loss, acceptance, agreement and entropies on given or the student's own text.
+
+        Rows with a completion are judged on it; for the others the student writes one, with the
+        same seed every time.
+        """
+        check_not_empty("dataset", dataset)
+        encoded = {i: self._encode(dataset[i]) for i in self._local(len(dataset))}
+        sources: list[Source] = ["dataset"] * len(dataset)
+        for i, row in encoded.items():
+            if row.completion_ids is None:
+                sources[i] = "student"
+                if not row.prompt_ids:
+                    raise ValueError(f"row {i} has neither a completion nor a prompt.")
+        rows = self._with_text(encoded, sources, ("eval",))
+        result = self._learner.measure(rows, self._token_values, num_rows=len(dataset))
+        return self._means(result)
+
+    def save(self, path: str | Path) -> None:
+        """Write student, tokenizer, configuration and training state to the folder ``path``.
+
+        The student lies there as ``from_pretrained`` expects it; :meth:`load` continues training.
+        """
+        if self.accelerator.is_main_process:
+            with atomic_folder(path) as folder:
+                self.student.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
+                save_json(self.config, folder / _CONFIG_FILE)
+                save_checkpoint(
+                    folder / _STATE_FOLDER,
+                    self.num_steps,
+                    self.student,
+                    self._learner.optimizer,
+                    {"num_scored_tokens": self.num_scored_tokens},
+                )
+        self.accelerator.wait_for_everyone()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        teacher: PreTrainedModel,
+        sampler: "Sampler | None" = None,
+        teacher_sampler: "Sampler | None" = None,
+        accelerator: Accelerator | None = None,
+    ) -> Self:
+        """Read what :meth:`save` wrote, to continue training with the same teacher.
+
+        Args:
+            path: The folder.
+            teacher: The teacher; it is not saved with the student.
+            sampler: As for the constructor; None: an in-process sampler.
+            teacher_sampler: As for the constructor.
+            accelerator: As for the constructor.
+        """
+        from transformers import (
+            AutoConfig,
+            AutoModelForCausalLM,
+            AutoModelForSeq2SeqLM,
+            AutoTokenizer,
+        )
+
+        path = Path(path)
+        is_encoder_decoder = AutoConfig.from_pretrained(path).is_encoder_decoder
+        auto = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
+        distiller = cls(
+            auto.from_pretrained(path),
+            teacher,
+            AutoTokenizer.from_pretrained(path),  # pyrefly: ignore[bad-argument-type]
+            load_json(DistillConfig, path / _CONFIG_FILE),
+            sampler=sampler,
+            teacher_sampler=teacher_sampler,
+            accelerator=accelerator,
+        )
+        learner = distiller._learner
+        checkpoint = load_checkpoint(path / _STATE_FOLDER, learner.module, learner.optimizer)
+        if checkpoint is None:
+            raise ValueError(f"{path} holds no training state; was it written by Distiller.save?")
+        distiller._restore(checkpoint.step, checkpoint.extra)
+        return distiller
+
+    def _restore(self, step: int, extra: dict[str, Any]) -> None:
+        self.num_steps = step
+        self.num_scored_tokens = extra.get("num_scored_tokens", self.num_scored_tokens)
+
+    def _local(self, num_rows: int) -> list[int]:
+        return [i for i in self._learner.local_indices(num_rows) if i >= 0]
+
+    def _checked(self, row: Mapping[str, Any], index: int) -> EncodedRow:
+        encoded = self._encode(row)
+        check_row(encoded, f"row {index}", self.config, self._pair)
+        return encoded
+
+    def _with_text(
+        self, rows: Mapping[int, EncodedRow], sources: Sequence[Source], path: tuple[int | str, ...]
+    ) -> dict[int, TokenRow]:
+        """Return the rows with the text of their sources, sampling what is to be sampled."""
+        completions = {i: row.completion_ids or () for i, row in rows.items()}
+        for source, model in (("student", self.student), ("teacher", self.teacher)):
+            chosen = [i for i in rows if sources[i] == source]
+            if chosen:
+                sampled = sample_ids(
+                    model,
+                    self._sampler(source),
+                    [rows[i] for i in chosen],
+                    config=self.config,
+                    pair=self._pair,
+                    seeds=[derive(self.config.seed, *path, i) for i in chosen],
+                )
+                completions |= zip(chosen, sampled, strict=True)
+        return {
+            i: TokenRow(
+                prompt_ids=row.prompt_ids or (), completion_ids=completions[i], weight=row.weight
+            )
+            for i, row in rows.items()
+        }
+
+    def _sampler(self, source: Source) -> "Sampler":
+        sampler = self._samplers[source]
+        if sampler is None:
+            from selftrain.decoding.sampler import HFSampler  # pyrefly: ignore[missing-import]
+
+            model = self.student if source == "student" else self.teacher
+            batch_size = self.config.micro_batch_size or self.config.batch_size
+            sampler = HFSampler(model, self.tokenizer, batch_size=batch_size)
+            self._samplers[source] = sampler
+        return sampler
+
+    def _token_values(self, batch: MicroBatch) -> dict[str, Tensor]:
+        ended = torch.isin(batch.labels, self._ends).float()
+        if self.config.divergence == "nll":
+            return {"ended": ended, **text_losses(self._student_logits(batch), batch.labels)}
+        # The teacher first: its activations are gone before the student's graph is built.
+        with torch.no_grad(), self.accelerator.autocast():
+            slices = self._slices[id(self.teacher)]
+            teacher_logits = scored_logits(self.teacher, batch, slices_logits=slices)
+        losses = token_losses(self._student_logits(batch), teacher_logits, self.config)
+        return {"ended": ended, **losses}
+
+    def _student_logits(self, batch: MicroBatch) -> Tensor:
+        slices = self._slices[id(self.student)]
+        return scored_logits(self._learner.model, batch, slices_logits=slices)
+
+    def _means(self, result: RowValues) -> dict[str, float]:
+        names = [name for name in result.sums if name != "ended"]
+        return {name: result.mean(name, self.config.normalize) for name in names}
+
+    def _metrics(
+        self, result: RowValues, sources: Sequence[Source], step: int, seconds: float
+    ) -> dict[str, float]:
+        num_rows, num_tokens = len(result.counts), sum(result.counts)
+        by_source = {
+            f"divergence/{source}": result.mean(
+                "loss", self.config.normalize, [s == source for s in sources]
+            )
+            for source in sorted(set(sources))
+        }
+        return {
+            **self._means(result),
+            **by_source,
+            "completion_length": num_tokens / num_rows,
+            "truncated_fraction": 1.0 - sum(result.sums["ended"]) / num_rows,
+            "grad_norm": result.grad_norm,
+            "learning_rate": learning_rate_at(step, self.config.num_steps, self.config.optim),
+            "num_scored_tokens": num_tokens,
+            "num_scored_tokens_total": float(self.num_scored_tokens),
+            "tokens_per_second": num_tokens / seconds,
+        }
