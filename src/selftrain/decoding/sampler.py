@@ -58,7 +58,8 @@ class HFSampler:
     Args:
         model: Any causal language model of transformers. Models with sliding-window or recurrent
             layers run through a slower, padded cache.
-        tokenizer: Encodes prompts, decodes completions, finds stop strings.
+        tokenizer: Encodes prompts, decodes completions, finds stop strings; None where prompts are
+            token ids and no text is wanted.
         batch_size: Most rows that are decoded together.
         eos_token_ids: Ids that end a completion; default: the model's generation config, then the
             tokenizer's.
@@ -76,7 +77,7 @@ class HFSampler:
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         *,
         batch_size: int = 8,
         eos_token_ids: int | Sequence[int] | None = None,

@@ -148,6 +148,7 @@ class Distiller:
         eval_dataset: Rows | None = None,
         output_dir: str | Path | None = None,
         show_progress: bool = True,
+        title: str = "distill",
     ) -> Report:
         """Train until ``config.num_steps`` steps are taken, continuing a run in ``output_dir``.
 
@@ -159,6 +160,7 @@ class Distiller:
             eval_dataset: Rows for :meth:`evaluate`, logged as ``eval/...``.
             output_dir: Where metrics and the newest checkpoint go; None: nothing is written.
             show_progress: Whether to show a bar with the loss and the time left.
+            title: The run's name on the bar and in the log.
 
         Raises:
             ValueError: If a data set is empty or a row does not suit the configuration.
@@ -172,7 +174,7 @@ class Distiller:
             self._checked(dataset[i], i)
         with TrainingRun(
             self._learner,
-            stage="distill",
+            stage=title,
             output_dir=output_dir,
             first_step=self.num_steps,
             show_progress=show_progress,

@@ -11,8 +11,9 @@ from selftrain._core.checks import check_int, check_not_empty
 from selftrain._core.rng import derive
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.prompts import Prompt, encode_prompt
-from selftrain.decoding.sampler import warp
+from selftrain.decoding.sampler import HFSampler, warp
 from selftrain.decoding.speculative import SpeculativeDecoder, SpeculativeStats
+from selftrain.ops.masking import pad_sequences
 
 
 def measure_draft(
@@ -50,13 +51,32 @@ def measure_draft(
     parts = []
     for start in range(0, len(encoded), batch_size):
         rows = encoded[start : start + batch_size]
-        input_ids, mask = _pad_left(rows, device=target.device)
+        padded = pad_sequences(rows, side="left")
         seeds = [derive(seed, "row", start + i) for i in range(len(rows))]
         output = decoder.generate(
-            input_ids, attention_mask=mask, params=replace(params, seed=None), seeds=seeds
+            padded.token_ids.to(target.device),
+            attention_mask=padded.mask.to(target.device),
+            params=replace(params, seed=None),
+            seeds=seeds,
         )
         parts.append(output.stats)
     return sum(parts[1:], parts[0])
+
+
+def target_texts(
+    target: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    params: SamplingParams,
+    seed: int,
+    batch_size: int = 32,
+) -> list[tuple[int, ...]]:
+    """Return one text that the target writes after every prompt (ids, the end included)."""
+    sampler = HFSampler(target, None, batch_size=batch_size)
+    seeds = [[derive(seed, "text", i)] for i in range(len(prompts))]
+    params = replace(params, seed=None)
+    completions = sampler.sample(prompts, num_samples=1, params=params, seeds=seeds)
+    return [c.token_ids or () for (c,) in completions]
 
 
 @torch.inference_mode()
@@ -97,10 +117,3 @@ def forced_acceptance(
         log_p, log_q = (warp(x, params).log_softmax(-1).gather(-1, token) for x in (p, q))
         acceptances.append((log_q - log_p).squeeze(-1).double().exp().clamp(max=1))
     return acceptances
-
-
-def _pad_left(rows: Sequence[list[int]], *, device: torch.device) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, rows))
-    ids = torch.tensor([[0] * (longest - len(r)) + r for r in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=device)
-    return ids, mask

@@ -1,4 +1,4 @@
-"""Pure functions over tensors: divergences and masks."""
+"""Pure functions over tensors: divergences, masks, noise, warping, verification."""
 
 from selftrain.ops.divergence import (
     DIVERGENCES,
@@ -11,18 +11,29 @@ from selftrain.ops.divergence import (
     total_variation,
 )
 from selftrain.ops.masking import PaddedTokens, completion_mask, masked_mean, pad_sequences
+from selftrain.ops.philox import Stream, philox, uniform
+from selftrain.ops.verify import Verdict, verify_greedy, verify_tokens
+from selftrain.ops.warp import inverse_cdf, warp_logits
 
 __all__ = [
     "DIVERGENCES",
     "DivergenceKind",
     "JSDScale",
     "PaddedTokens",
+    "Stream",
+    "Verdict",
     "completion_mask",
     "divergence",
     "forward_kl",
     "generalized_jsd",
+    "inverse_cdf",
     "masked_mean",
     "pad_sequences",
+    "philox",
     "reverse_kl",
     "total_variation",
+    "uniform",
+    "verify_greedy",
+    "verify_tokens",
+    "warp_logits",
 ]

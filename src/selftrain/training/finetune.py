@@ -67,6 +67,7 @@ def finetune(
     eval_dataset: Rows | None = None,
     accelerator: Accelerator | None = None,
     show_progress: bool = True,
+    title: str = "finetune",
 ) -> Report:
     """Train a language model on the next tokens of a data set, in place.
 
@@ -84,6 +85,7 @@ def finetune(
         eval_dataset: Rows of the same form; their loss is logged as ``eval/loss``.
         accelerator: The process layer; None makes one.
         show_progress: Whether to show a bar with the loss and the time left.
+        title: The run's name on the bar and in the log.
 
     Returns:
         The metrics logged: ``loss``, ``grad_norm``, ``learning_rate``, ``num_scored_tokens``,
@@ -107,7 +109,7 @@ def finetune(
         return {"loss": F.cross_entropy(logits.float(), batch.labels, reduction="none")}
 
     with TrainingRun(
-        learner, stage="finetune", output_dir=output_dir, show_progress=show_progress
+        learner, stage=title, output_dir=output_dir, show_progress=show_progress
     ) as run:
         for step in run.steps():
             start = time.perf_counter()

@@ -1,0 +1,146 @@
+"""The text of a DistillSpec run: tokenizer, training rows, held-out prompts."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from selftrain._core.io import atomic_folder, read_json, recover_folder, write_json
+from selftrain._core.rng import torch_generator
+from selftrain.errors import RunConflictError
+from selftrain.tasks.corpus import CorpusSplit, Document, load_corpus, split_corpus
+from selftrain.tasks.tokens import blocks, encode_documents, train_tokenizer, windows
+
+if TYPE_CHECKING:
+    from selftrain.distill.pipeline import DistillSpecConfig
+
+_MAX_VALIDATION_BLOCKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PromptData:
+    """Everything that the stages read; the test part is only ever prompted with."""
+
+    tokenizer: PreTrainedTokenizerBase
+    train_blocks: list[dict[str, list[int]]]
+    """Packed blocks for next-token training."""
+    validation_blocks: list[dict[str, list[int]]]
+    """The same of held-out documents."""
+    train_rows: list[dict[str, list[int]]]
+    """Prompts and their continuations, for distillation."""
+    test_prompts: list[list[int]]
+    """Prompts from test documents."""
+    num_documents: int
+    num_characters: int
+
+
+def prepare_data(
+    config: "DistillSpecConfig", folder: Path, tokenizer: PreTrainedTokenizerBase | None
+) -> PromptData:
+    """Load and split the corpus, train the tokenizer unless one is given, and cut the rows.
+
+    Args:
+        config: The run.
+        folder: Its folder: keeps the tokenizer, and a fingerprint of the text.
+        tokenizer: The target's own; None trains one on the training documents.
+
+    Raises:
+        RunConflictError: If the text is not the one that the run began with.
+        ValueError: If there is too little text.
+    """
+    documents = load_corpus(config.corpus, text_column=config.text_column)
+    _check_unchanged(documents, folder / "corpus.json")
+    split = split_corpus(documents)
+    if tokenizer is None:
+        tokenizer = _own_tokenizer(split, config.vocab_size, folder / "tokenizer")
+    return cut_data(config, split, tokenizer, documents)
+
+
+def cut_data(
+    config: "DistillSpecConfig",
+    split: CorpusSplit,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[Document],
+) -> PromptData:
+    """Encode a split corpus and cut it into the rows of every stage."""
+    train, validation, test = (
+        encode_documents(tokenizer, part) for part in (split.train, split.validation, split.test)
+    )
+    length = config.distillation.sampling.max_new_tokens
+    rows = windows(train, prompt_tokens=config.prompt_tokens, completion_tokens=length)
+    # Full rows only, so that every step scores the same number of tokens.
+    rows = [row for row in rows if len(row["completion_ids"]) == length]
+    prompts = _spread(
+        windows(test, prompt_tokens=config.prompt_tokens, completion_tokens=length),
+        config.num_untimed_prompts,
+        config.seed,
+    )
+    for name, found, wanted in (
+        ("training windows", len(rows), 1),
+        ("test prompts", len(prompts), config.num_untimed_prompts),
+    ):
+        if found < wanted:
+            raise ValueError(
+                f"corpus {config.corpus!r} gives {found} {name} of {config.prompt_tokens} + {length} "
+                f"tokens, {wanted} are needed; give more text, or lower prompt_tokens, "
+                "distillation.sampling.max_new_tokens or num_untimed_prompts."
+            )
+    if config.prompts == "chat":
+        rows = [{**row, "prompt_ids": _as_chat(tokenizer, row["prompt_ids"])} for row in rows]
+        prompts = [{**row, "prompt_ids": _as_chat(tokenizer, row["prompt_ids"])} for row in prompts]
+    return PromptData(
+        tokenizer=tokenizer,
+        train_blocks=blocks(train, length=config.block_tokens),
+        validation_blocks=blocks(validation, length=config.block_tokens)[:_MAX_VALIDATION_BLOCKS],
+        train_rows=rows,
+        test_prompts=[row["prompt_ids"] for row in prompts],
+        num_documents=len(documents),
+        num_characters=sum(len(d.text) for d in documents),
+    )
+
+
+def _spread(rows: list[Any], num: int, seed: int) -> list[Any]:
+    """Choose rows from all over the text, in an order that the seed gives."""
+    import torch
+
+    order = torch.randperm(len(rows), generator=torch_generator(seed, "prompts")).tolist()
+    return [rows[i] for i in order[:num]]
+
+
+def _as_chat(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> list[int]:
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            'prompts="chat" needs a tokenizer with a chat template; this one has none. '
+            'Use prompts="raw", or a target that was tuned for chat.'
+        )
+    message = {"role": "user", "content": tokenizer.decode(prompt_ids, skip_special_tokens=True)}
+    ids: Any = tokenizer.apply_chat_template(
+        [message], add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return list(ids)
+
+
+def _own_tokenizer(split: CorpusSplit, vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
+    recover_folder(folder)
+    if not folder.exists():
+        tokenizer = train_tokenizer((d.text for d in split.train), vocab_size=vocab_size)
+        with atomic_folder(folder) as part:
+            tokenizer.save_pretrained(part)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _check_unchanged(documents: Sequence[Document], path: Path) -> None:
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(f"{document.id}\0{document.text}\0".encode())
+    found = {"num_documents": len(documents), "sha256": digest.hexdigest()}
+    if path.exists() and read_json(path) != found:
+        raise RunConflictError(
+            f"the corpus is not the one that the run in {path.parent} began with "
+            f"({read_json(path)['num_documents']} documents then, {len(documents)} now, or other "
+            "text). Restore it, or choose another folder."
+        )
+    write_json(path, found)
