@@ -5,6 +5,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+# Tiny models gain nothing from threads, and lose much where other processes hold the cores.
+torch.set_num_threads(1)
+
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz 0123456789+-=.,?\n"
 
 
