@@ -64,7 +64,8 @@ def save_checkpoint(
     path = folder / f"checkpoint-{step:08d}.safetensors"
     tensors = {_MODEL + name: tensor for name, tensor in _unique_state(model).items()}
     tensors |= _optimizer_tensors(model, optimizer)
-    metadata = {"step": str(step), "extra": json.dumps(extra or {})}
+    # One key, because the order of several in the file is not determined.
+    metadata = {"checkpoint": json.dumps({"step": step, "extra": extra or {}})}
     save_tensors(path, tensors, metadata=metadata)
     for old in older.values():
         if old != path:
@@ -89,7 +90,7 @@ def load_checkpoint(
     path = files[max(files)]
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata()
+            metadata = json.loads(file.metadata()["checkpoint"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
@@ -97,7 +98,7 @@ def load_checkpoint(
         ) from error
     _restore_model(path, model, tensors)
     _restore_optimizer(model, optimizer, tensors)
-    return Checkpoint(step=int(metadata["step"]), extra=json.loads(metadata["extra"]))
+    return Checkpoint(step=metadata["step"], extra=metadata["extra"])
 
 
 def _files(folder: Path) -> dict[int, Path]:
