@@ -25,19 +25,17 @@ ARCHITECTURES = {
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
     },
-    **dict.fromkeys(
-        ("Mistral", "Qwen3"),
-        {
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 16,
-        },
-    ),
 }
-ARCHITECTURES["Mistral"] = {**ARCHITECTURES["Mistral"], "sliding_window": 4}
+_GROUPED = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+ARCHITECTURES["Mistral"] = {**_GROUPED, "sliding_window": 4}
+ARCHITECTURES["Qwen3"] = _GROUPED
 
 
 @pytest.fixture(autouse=True, scope="session")

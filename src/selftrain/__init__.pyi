@@ -1,6 +1,31 @@
-from . import decoding
+from . import decoding, distill, ops, plots, report, tasks, training
 from .decoding.params import Completion, SamplingParams
+from .decoding.sampler import HFSampler, Sampler
+from .decoding.speculative import SpeculativeDecoder, SpeculativeOutput, SpeculativeStats
+from .distill.config import DistillConfig
+from .distill.distiller import Distiller
+from .distill.drafts import measure_draft
+from .ops.divergence import divergence
 
 __version__: str
 
-__all__ = ["Completion", "SamplingParams", "decoding"]
+__all__ = [
+    "Completion",
+    "DistillConfig",
+    "Distiller",
+    "HFSampler",
+    "Sampler",
+    "SamplingParams",
+    "SpeculativeDecoder",
+    "SpeculativeOutput",
+    "SpeculativeStats",
+    "decoding",
+    "distill",
+    "divergence",
+    "measure_draft",
+    "ops",
+    "plots",
+    "report",
+    "tasks",
+    "training",
+]

@@ -9,6 +9,7 @@ from selftrain.decoding.cache import (
     slot_obstacle,
 )
 
+
 def test_rolled_back_rows_score_as_fresh_ones(make_llama):
     """Random accepts and rejects, ragged rows: logits equal those of each row alone, uncached."""
     model = make_llama(sharpness=2.0).double()

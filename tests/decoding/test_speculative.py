@@ -88,12 +88,11 @@ def test_a_perfect_draft_is_accepted_whole(pair):
 
 def test_tiny_temperature_tends_to_greedy(pair):
     decoder = SpeculativeDecoder(*pair)
-    cold = decoder.generate(
-        IDS, attention_mask=MASK, params=greedy(temperature=1e-6, seed=0)
+    cold = decoder.generate(IDS, attention_mask=MASK, params=greedy(temperature=1e-6, seed=0))
+    assert (
+        cold.new_tokens()
+        == decoder.generate(IDS, attention_mask=MASK, params=greedy()).new_tokens()
     )
-    assert cold.new_tokens() == decoder.generate(
-        IDS, attention_mask=MASK, params=greedy()
-    ).new_tokens()
 
 
 def test_counts_are_consistent_with_what_was_emitted(pair):
@@ -130,7 +129,7 @@ def test_empirical_acceptance_lies_near_the_analytic_mean(pair):
 
 
 def test_an_eos_inside_a_block_ends_the_row_there(pair):
-    target, draft = pair
+    target, _ = pair
     decoder = SpeculativeDecoder(target, target, num_draft_tokens=7)  # blocks of eight
     free = decoder.generate(IDS, attention_mask=MASK, params=greedy(), eos_token_ids=())
     ends = [row[n] for row, n in zip(free.new_tokens(), (2, 4, 5, 11), strict=True)]
@@ -201,7 +200,7 @@ def test_bad_pairs_are_refused(pair, make_llama, make_model):
         SpeculativeDecoder(target, draft, num_draft_tokens=-1)
     with pytest.raises(ValueError, match="one vocabulary"):
         SpeculativeDecoder(target, make_llama(vocab_size=30))
-    with pytest.raises(TypeError, match="the draft cannot .* roll back"):
+    with pytest.raises(TypeError, match="the draft cannot be used"):
         SpeculativeDecoder(target, make_model("mistral"))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from samplers import FixedSampler, SlowSampler
+from samplers import FixedSampler
 
 from selftrain.decoding.params import SamplingParams
 from selftrain.distill import DistillConfig, Distiller
@@ -36,7 +36,6 @@ def parameters(model):
 
 
 def make(student, teacher, tokenizer, config=CONFIG, **kwargs):
-    kwargs.setdefault("sampler", SlowSampler(student))
     return Distiller(student, teacher, tokenizer, config, **kwargs)
 
 

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import torch
-from samplers import SlowSampler
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -57,7 +56,7 @@ def main(output_dir: Path, num_steps: int) -> None:
         sampling=SamplingParams(max_new_tokens=4),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=2, schedule="cosine"),
     )
-    distiller = Distiller(student, teacher, tokenizer, config, sampler=SlowSampler(student))
+    distiller = Distiller(student, teacher, tokenizer, config)
     distiller.fit(ROWS, output_dir=output_dir, show_progress=False)
     accelerator = distiller.accelerator
     finished = {"rank": accelerator.process_index, "world": accelerator.num_processes}

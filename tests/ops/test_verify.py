@@ -68,9 +68,7 @@ def test_output_law_is_the_targets_by_enumeration(num_drafted, vocab, seed):
     p_tables = [random_laws(shape, vocab, 100 * seed + i) for i, shape in enumerate(shapes)]
     q_tables = [random_laws(shape, vocab, 777 * seed + i + 50) for i, shape in enumerate(shapes)]
     law = output_law(p_tables, q_tables, num_drafted)
-    torch.testing.assert_close(
-        law, completion(p_tables, (), num_drafted + 1), atol=1e-12, rtol=0
-    )
+    torch.testing.assert_close(law, completion(p_tables, (), num_drafted + 1), atol=1e-12, rtol=0)
 
 
 def test_enumeration_detects_resampling_from_the_target_instead_of_the_residual():

@@ -81,8 +81,8 @@ def progress(title: str, total: int, *, done: int = 0, show: bool = True) -> Ite
     )
 
     columns = (
-        TextColumn("{task.description:<34}"),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description:<24}"),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),

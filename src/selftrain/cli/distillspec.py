@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import transformers
 import tyro
 from rich.console import Console
 
@@ -27,6 +28,7 @@ def main(args: list[str]) -> int:
     """Run the command; ``selftrain distillspec --help`` lists its options."""
     default = _Command(config=DistillSpecConfig.quick()) if "--quick" in args else _Command()
     command = tyro.cli(_Command, args=args, default=default, prog="selftrain distillspec")
+    transformers.utils.logging.disable_progress_bar()  # ours say what is being done
     console = Console()
     report = command.output_dir / "report.html"
     if report.exists():

@@ -1,9 +1,9 @@
 """Key-value slots with per-row lengths: the only module that knows transformers' cache classes.
 
-A row's token at index ``t`` of its own sequence lives in slot ``t``, whatever the other rows do, and
-a query at position ``t`` sees slots ``0..t``. Rolling a row back is therefore free: the next tokens
-overwrite what was rejected, and until then no query can see it. Prompts of different length need
-no padding rules: what lies beyond a row's length is overwritten before it becomes visible.
+A row's token at index ``t`` of its own sequence lives in slot ``t``, whatever the other rows do,
+and a query at position ``t`` sees slots ``0..t``. Rolling a row back is therefore free: the next
+tokens overwrite what was rejected, and until then no query can see it. Prompts of different length
+need no padding rules: what lies beyond a row's length is overwritten before it becomes visible.
 """
 
 import contextlib
@@ -33,6 +33,8 @@ class _SlotLayer(CacheLayerMixin):
     """One layer's keys and values, ``[batch, heads, capacity, head_dim]``."""
 
     is_sliding = False
+    keys: Tensor  # pyrefly: ignore[bad-override]
+    values: Tensor  # pyrefly: ignore[bad-override]
 
     def __init__(self, capacity: int, write: _Write) -> None:
         super().__init__()
@@ -52,8 +54,6 @@ class _SlotLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
         extent, new = self.write.extent, key_states.shape[2]
         if key_states.shape[0] == 1:  # one row writes one stretch: several times cheaper
             self.keys[:, :, extent - new : extent] = key_states
@@ -88,8 +88,8 @@ class SlotCache:
         self._write = _Write()
         config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
         self._additive = config._attn_implementation != "sdpa"
-        layers = [_SlotLayer(capacity, self._write) for _ in range(config.num_hidden_layers)]
-        self._cache = Cache(layers=list(layers))
+        self._layers = [_SlotLayer(capacity, self._write) for _ in range(config.num_hidden_layers)]
+        self._cache = Cache(layers=list(self._layers))
         self._last_logits = _last_logits_argument(model)
 
     def forward(
@@ -140,7 +140,7 @@ class SlotCache:
     def fork(self, rows: Tensor) -> "SlotCache":
         """Return a new cache holding a copy of the given rows, repeated as often as they occur."""
         other = SlotCache(self.model, capacity=self.capacity)
-        for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
+        for mine, theirs in zip(self._layers, other._layers, strict=True):
             if mine.is_initialized:
                 theirs.keys, theirs.values = mine.keys[rows], mine.values[rows]
                 theirs.is_initialized = True
@@ -148,7 +148,7 @@ class SlotCache:
 
     def select(self, rows: Tensor) -> None:
         """Keep, repeat or reorder rows by index; a no-op before anything was stored."""
-        for layer in self._cache.layers:
+        for layer in self._layers:
             if layer.is_initialized:
                 layer.keys, layer.values = layer.keys[rows], layer.values[rows]
 
@@ -224,7 +224,8 @@ def slot_obstacle(model: nn.Module) -> str | None:
     layers = DynamicCache(config=config).layers
     other = sorted({type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer})
     if other:
-        return f"it has sliding-window or recurrent layers ({', '.join(other)}), which cannot roll back"
+        names = ", ".join(other)
+        return f"it has sliding-window or recurrent layers ({names}), which cannot roll back"
     attention = config.get_text_config(decoder=True)._attn_implementation
     if attention not in ("sdpa", "eager"):
         return (

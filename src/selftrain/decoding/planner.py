@@ -171,9 +171,7 @@ def measure_costs(
     drafted = block[:, :-1].float()
 
     def forward(role: str, count: int) -> Tensor:
-        return caches[role].forward(
-            tokens[:, :count], positions[:, :count], extent=context + count
-        )
+        return caches[role].forward(tokens[:, :count], positions[:, :count], extent=context + count)
 
     parts = {
         "target_one": lambda: forward("target", 1),

@@ -20,6 +20,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase | None, prompt: Prompt) -> 
         ValueError: If the prompt is empty, or needs a tokenizer or template that is missing.
         TypeError: If it is neither text nor ids nor messages.
     """
+    ids: Any
     if isinstance(prompt, torch.Tensor):
         prompt = prompt.tolist()
     if isinstance(prompt, str):

@@ -181,9 +181,7 @@ class SpeculativeDecoder:
         per_row = None if seeds is None else [[s] for s in seeds]
         row_seeds = [s[0] for s in row_seeds_of(len(prompts), 1, params, per_row)]
         eos = resolve_eos(self.target, self.tokenizer, eos_token_ids)
-        run = _Run(
-            self, prompts, params, Stopping(eos, params.stop, self.tokenizer), row_seeds
-        )
+        run = _Run(self, prompts, params, Stopping(eos, params.stop, self.tokenizer), row_seeds)
         with torch.inference_mode(), evaluating(self.target, self.draft):
             while len(run.active):
                 run.block()

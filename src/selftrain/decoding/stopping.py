@@ -34,7 +34,7 @@ class Stopping:
             raise ValueError(f"stop={self.stop!r} needs a tokenizer to find the strings in.")
 
     def is_over(self, token_ids: Sequence[int], *, budget: int) -> bool:
-        """Return whether a sequence has ended, without decoding it where no stop string asks for it."""
+        """Return whether a sequence has ended; decodes it only if there are stop strings."""
         if len(token_ids) >= budget or not self.eos_token_ids.isdisjoint(token_ids):
             return True
         return bool(self.stop) and self.ending(token_ids, budget=budget).reason is not None
@@ -67,11 +67,11 @@ class Stopping:
     def _decode(self, token_ids: Sequence[int]) -> str:
         if self.tokenizer is None:
             return ""
-        decoded = self.tokenizer.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        return str(
+            self.tokenizer.decode(
+                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
         )
-        assert isinstance(decoded, str)
-        return decoded
 
 
 def resolve_eos(
@@ -79,7 +79,7 @@ def resolve_eos(
     tokenizer: PreTrainedTokenizerBase | None,
     given: int | Collection[int] | None,
 ) -> frozenset[int]:
-    """Return the end-of-sequence ids: those given, else the generation config's, else the tokenizer's.
+    """Return the end-of-sequence ids: given, else the generation config's, else the tokenizer's.
 
     An empty collection means that no id ends a sequence.
     """

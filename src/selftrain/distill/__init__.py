@@ -2,6 +2,14 @@
 
 from selftrain.distill.config import DistillConfig
 from selftrain.distill.distiller import Distiller
+from selftrain.distill.drafts import forced_acceptance, measure_draft, target_texts
 from selftrain.training.loop import Report as DistillReport
 
-__all__ = ["DistillConfig", "DistillReport", "Distiller"]
+__all__ = [
+    "DistillConfig",
+    "DistillReport",
+    "Distiller",
+    "forced_acceptance",
+    "measure_draft",
+    "target_texts",
+]

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from selftrain._core.io import atomic_folder, read_json, recover_folder, write_json
 from selftrain._core.rng import torch_generator
+from selftrain.decoding.prompts import encode_prompt
+from selftrain.distill.models import load_tokenizer
 from selftrain.errors import RunConflictError
 from selftrain.tasks.corpus import CorpusSplit, Document, load_corpus, split_corpus
 from selftrain.tasks.tokens import blocks, encode_documents, train_tokenizer, windows
@@ -84,8 +86,8 @@ def cut_data(
     ):
         if found < wanted:
             raise ValueError(
-                f"corpus {config.corpus!r} gives {found} {name} of {config.prompt_tokens} + {length} "
-                f"tokens, {wanted} are needed; give more text, or lower prompt_tokens, "
+                f"corpus {config.corpus!r} gives {found} {name} of {config.prompt_tokens} + "
+                f"{length} tokens, {wanted} are needed; give more text, or lower prompt_tokens, "
                 "distillation.sampling.max_new_tokens or num_untimed_prompts."
             )
     if config.prompts == "chat":
@@ -116,11 +118,8 @@ def _as_chat(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> list[
             'prompts="chat" needs a tokenizer with a chat template; this one has none. '
             'Use prompts="raw", or a target that was tuned for chat.'
         )
-    message = {"role": "user", "content": tokenizer.decode(prompt_ids, skip_special_tokens=True)}
-    ids: Any = tokenizer.apply_chat_template(
-        [message], add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return list(ids)
+    text = str(tokenizer.decode(prompt_ids, skip_special_tokens=True))
+    return encode_prompt(tokenizer, [{"role": "user", "content": text}])
 
 
 def _own_tokenizer(split: CorpusSplit, vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
@@ -129,7 +128,7 @@ def _own_tokenizer(split: CorpusSplit, vocab_size: int, folder: Path) -> PreTrai
         tokenizer = train_tokenizer((d.text for d in split.train), vocab_size=vocab_size)
         with atomic_folder(folder) as part:
             tokenizer.save_pretrained(part)
-    return AutoTokenizer.from_pretrained(folder)
+    return load_tokenizer(str(folder))
 
 
 def _check_unchanged(documents: Sequence[Document], path: Path) -> None:

@@ -28,7 +28,7 @@ from selftrain.training.optim import learning_rate_at
 from selftrain.training.order import batch_indices
 
 if TYPE_CHECKING:
-    from selftrain.decoding.sampler import Sampler  # pyrefly: ignore[missing-import]
+    from selftrain.decoding.sampler import Sampler
 
 _CONFIG_FILE, _STATE_FOLDER = "distill_config.json", "training_state"
 # Text is tokenised when its step comes; of a data set only so many rows are read beforehand.
@@ -315,7 +315,7 @@ class Distiller:
     def _sampler(self, source: Source) -> "Sampler":
         sampler = self._samplers[source]
         if sampler is None:
-            from selftrain.decoding.sampler import HFSampler  # pyrefly: ignore[missing-import]
+            from selftrain.decoding.sampler import HFSampler
 
             model = self.student if source == "student" else self.teacher
             batch_size = self.config.micro_batch_size or self.config.batch_size

@@ -14,7 +14,12 @@ from selftrain._core.io import append_jsonl, read_jsonl
 from selftrain._core.logging import progress
 from selftrain._core.rng import derive
 from selftrain.decoding.params import SamplingParams
-from selftrain.decoding.planner import Costs, expected_tokens, measure_costs, predict_block_efficiency
+from selftrain.decoding.planner import (
+    Costs,
+    expected_tokens,
+    measure_costs,
+    predict_block_efficiency,
+)
 from selftrain.decoding.speculative import SpeculativeDecoder, SpeculativeOutput, SpeculativeStats
 from selftrain.distill.drafts import forced_acceptance, measure_draft, target_texts
 
@@ -84,7 +89,7 @@ def measure_drafts(
     """
     timer = _Timer(target, drafts, tokenizer, num_draft_tokens, max_new_tokens, seed)
     rows = timer.rows(prompts[:num_timed], folder / "measurements.jsonl", show_progress)
-    last = next(reversed(drafts))
+    last = list(drafts)[-1]
     context = len(prompts[0]) + max_new_tokens // 2
     costs, qualities, speeds = {}, {}, {}
     with progress(
@@ -144,11 +149,17 @@ class _Timer:
         )
 
     def decode(
-        self, name: str, prompt: Sequence[int], temperature: float, index: int, **options: bool
+        self,
+        name: str,
+        prompt: Sequence[int],
+        temperature: float,
+        index: int,
+        *,
+        return_blocks: bool = False,
     ) -> SpeculativeOutput:
         params = self.params(temperature, derive(self.seed, "prompt", index))
         ids = torch.tensor([list(prompt)], device=self.device)
-        return self.decoders[name].generate(ids, params=params, **options)
+        return self.decoders[name].generate(ids, params=params, return_blocks=return_blocks)
 
     def rows(
         self, prompts: Sequence[Sequence[int]], path: Path, show: bool

@@ -5,7 +5,6 @@ stage leaves a folder or file that is whole or absent, so the same call continue
 """
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,28 +22,13 @@ from selftrain.distill.config import DistillConfig
 from selftrain.distill.data import PromptData, prepare_data
 from selftrain.distill.distiller import Distiller
 from selftrain.distill.measure import Measurements, measure_drafts
+from selftrain.distill.models import ModelShape, load_model, load_tokenizer, new_llama
 from selftrain.distill.summary import write_summary
 from selftrain.training.finetune import FinetuneConfig, finetune
 from selftrain.training.optim import OptimConfig
 
 DRAFTS = ("undistilled", "supervised", "on_policy")
 """The ways to go on from one draft: next-token loss, forward KL on the corpus, on-policy."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelShape:
-    """The size of a Llama that is trained from scratch."""
-
-    num_layers: int = 12
-    """Transformer layers: on a CPU, time per token grows with them more than with the width."""
-    width: int = 128
-    """Hidden size; heads have 32 channels."""
-
-    def __post_init__(self) -> None:
-        check_int("num_layers", self.num_layers, low=1)
-        check_int("width", self.width, low=32)
-        if self.width % 32:
-            raise ValueError(f"width must be a multiple of 32 (the head size), got {self.width}.")
 
 
 def _training(num_steps: int, learning_rate: float) -> FinetuneConfig:
@@ -93,11 +77,11 @@ class DistillSpecConfig:
     """The draft, if it is trained."""
     block_tokens: int = 128
     """Length of the sequences that target and draft are trained on."""
-    target_training: FinetuneConfig = field(default_factory=lambda: _training(900, 3e-3))
+    target_training: FinetuneConfig = field(default_factory=lambda: _training(650, 3e-3))
     """How the target is trained on next tokens."""
-    draft_training: FinetuneConfig = field(default_factory=lambda: _training(400, 3e-3))
+    draft_training: FinetuneConfig = field(default_factory=lambda: _training(300, 3e-3))
     """How the draft that all three start from is trained on next tokens."""
-    distillation: DistillConfig = field(default_factory=lambda: _distillation(300))
+    distillation: DistillConfig = field(default_factory=lambda: _distillation(200))
     """The on-policy draft; the other two take as many steps over rows of the same size."""
     prompt_tokens: int = 32
     """Length of the prompts."""
@@ -181,12 +165,12 @@ def run(config: DistillSpecConfig, folder: str | Path, *, show_progress: bool = 
     stages = _Stages(config, folder, accelerator, show_progress)
     target, tokenizer = stages.target_and_tokenizer()
     data = stages.data(tokenizer)
-    target = target or stages.train_target(tokenizer, data)
-    drafts = stages.drafts(target, tokenizer, data)
+    target = target or stages.train_target(data)
+    drafts = stages.drafts(target, data)
     measurements = measure_drafts(
         target,
         drafts,
-        tokenizer,
+        data.tokenizer,
         data.test_prompts,
         folder=folder,
         num_timed=config.num_prompts,
@@ -218,19 +202,12 @@ class _Stages:
     def data(self, tokenizer: PreTrainedTokenizerBase | None) -> PromptData:
         return prepare_data(self.config, self.folder, tokenizer)
 
-    def train_target(
-        self, tokenizer: PreTrainedTokenizerBase | None, data: PromptData
-    ) -> PreTrainedModel:
+    def train_target(self, data: PromptData) -> PreTrainedModel:
         return self._next_token(
             "target", self.config.target_shape, self.config.target_training, data
         )
 
-    def drafts(
-        self,
-        target: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase | None,
-        data: PromptData,
-    ) -> dict[str, PreTrainedModel]:
+    def drafts(self, target: PreTrainedModel, data: PromptData) -> dict[str, PreTrainedModel]:
         """Return the three drafts, each trained on from the same start."""
         if self.config.draft is None:
             self._next_token(
@@ -317,57 +294,3 @@ class _Stages:
         )
         shutil.rmtree(self.folder / "training", ignore_errors=True)
         return report
-
-
-def new_llama(shape: ModelShape, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return an untrained Llama for a tokenizer, with tied embeddings."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    heads = shape.width // 32
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=shape.width,
-            intermediate_size=8 * shape.width // 3 // 8 * 8,
-            num_hidden_layers=shape.num_layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a causal language model by hub name or folder.
-
-    Raises:
-        ValueError: If it cannot be loaded: no such model, no weights, another kind of model.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise _cannot_load("model", name, error) from error
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer by hub name or folder; raises ``ValueError`` if that fails."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise _cannot_load("tokenizer", name, error) from error
-
-
-def _cannot_load(what: str, name: str, error: Exception) -> ValueError:
-    reason = str(error).strip().split("\n")[0]
-    return ValueError(
-        f"no {what} could be loaded from {name!r}: {reason} Give a folder written by "
-        "save_pretrained (config.json and weights in it), or the name of a causal model on the hub."
-    )

@@ -61,8 +61,7 @@ def write_summary(
         Heading("One decoded sample"),
         Trace(*trace, "The continuation of a held-out prompt at T = 1 with the on-policy draft."),
         Heading("Training"),
-        Image("plots/loss.png", "Training losses", "Left: next-token loss. Right: the losses that "
-              "the three drafts minimise from one start; their heights are not comparable."),
+        Image("plots/loss.png", "Training losses", _LOSS_CAPTION),
         _training_table(config, metrics, sizes),
         Heading("What it cost to draft and verify"),
         _cost_table(measurements),
@@ -77,6 +76,11 @@ def write_summary(
 _ACCEPTANCE_CAPTION = (
     "The probability that a drafted token is accepted, over all held-out prompts (accepted over "
     "tested tokens)."
+)
+_LOSS_CAPTION = (
+    "Left: next-token losses; the undistilled draft goes on where the common start ends. Right: "
+    "the divergences that distillation minimises from the same start, on different texts, so that "
+    "their heights are not comparable."
 )
 _EFFICIENCY_CAPTION = "Mean tokens per target call; plain decoding makes one."
 
@@ -114,11 +118,11 @@ def sample_trace(
 ) -> tuple[list[str], list[TokenStatus]]:
     """Return the tokens of the sample and where each came from; a rejected one is shown once."""
     ids: list[int] = list(measurements.sample_prompt)
-    status: list[TokenStatus] = ["prompt"] * len(ids)
+    status: list[TokenStatus] = ["prompt" for _ in ids]
     for block in measurements.sample.blocks:
         accepted = block.drafted[: block.num_accepted]
         ids += accepted
-        status += ["accepted"] * len(accepted)
+        status.extend("accepted" for _ in accepted)
         if block.num_accepted < len(block.drafted):
             ids.append(block.drafted[block.num_accepted])
             status.append("rejected")
@@ -197,9 +201,10 @@ def _quality_table(results: Sequence[Mapping[str, Any]]) -> Table:
             "if independent",
         ],
         rows,
-        "Three acceptance numbers that are not the same: the share of tested tokens that stood, its "
-        "expectation (the overlap of both laws), and the share of all drafted tokens. Predicted: "
-        "from texts of the target without decoding; if independent: from the mean overlap alone.",
+        "Three acceptance numbers that are not the same: the share of tested tokens that stood, "
+        "its expectation (the overlap of both laws), and the share of all drafted tokens. "
+        "Predicted: from texts of the target without decoding; if independent: from the mean "
+        "overlap alone.",
     )
 
 
@@ -322,29 +327,30 @@ def _draw(
 
 
 def _draw_losses(path: Path, metrics: Sequence[Mapping[str, Any]]) -> None:
-    def curve(stage: str) -> tuple[list[float], list[float]]:
-        mine = [row for row in metrics if row["stage"] == stage]
-        return [row["step"] for row in mine], [row["loss"] for row in mine]
+    names = {"target": "target", "draft_start": "draft, common start", **LABELS}
 
-    stages = dict.fromkeys(row["stage"] for row in metrics)
-    left = [s for s in ("target", "draft_start") if s in stages]
-    right = [s for s in LABELS if s in stages]
-    axes = plots.panels(2 if left else 1)
-    if left:
-        names = {s: curve(s) for s in left}
-        plots.loss_curves(
-            {s.replace("_", " "): c for s, c in names.items()},
-            ylabel="next-token loss (nats)",
-            title="Target and draft",
-            smoothing=0.7,
-            ax=axes[0],
-        )
+    def curves(stages: Sequence[str]) -> dict[str, tuple[list[float], list[float]]]:
+        found = {}
+        for stage in stages:
+            mine = [row for row in metrics if row["stage"] == stage]
+            if mine:
+                found[names[stage]] = [r["step"] for r in mine], [r["loss"] for r in mine]
+        return found
+
+    axes = plots.panels(2)
     plots.loss_curves(
-        {LABELS[s]: curve(s) for s in right},
-        ylabel="each draft's own loss (nats)",
-        title="Three ways to go on",
+        curves(("target", "draft_start", "undistilled")),
+        ylabel="next-token loss (nats)",
+        title="On the corpus",
         smoothing=0.7,
-        ax=axes[-1],
+        ax=axes[0],
+    )
+    plots.loss_curves(
+        curves(("supervised", "on_policy")),
+        ylabel="divergence from the target (nats)",
+        title="Distillation, each on its own text",
+        smoothing=0.7,
+        ax=axes[1],
     )
     plots.save_figure(axes, path)
 

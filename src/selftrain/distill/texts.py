@@ -13,7 +13,7 @@ from selftrain.distill.rows import EncodedRow
 from selftrain.training.learner import training_mode
 
 if TYPE_CHECKING:
-    from selftrain.decoding.sampler import Sampler  # pyrefly: ignore[missing-import]
+    from selftrain.decoding.sampler import Sampler
 
 
 def draw_sources(config: DistillConfig, step: int, num_rows: int) -> list[Source]:
@@ -53,8 +53,8 @@ def sample_ids(
         sampled = sampler.sample(
             prompts, num_samples=1, params=config.sampling, seeds=[[seed] for seed in seeds]
         )
-    completions = [completion for (completion,) in sampled]
-    for completion in completions:
+    texts = []
+    for (completion,) in sampled:
         if completion.token_ids is None or completion.finish_reason == "error":
             raise ValueError(
                 f"the sampler returned no token ids (finish reason {completion.finish_reason!r}); "
@@ -65,7 +65,8 @@ def sample_ids(
                 f"token {max(completion.token_ids)} was sampled, but the models share only "
                 f"0..{pair.num_tokens - 1}. Remove the extra rows: model.resize_token_embeddings."
             )
-    return [completion.token_ids for completion in completions]
+        texts.append(completion.token_ids)
+    return texts
 
 
 def check_row(row: EncodedRow, name: str, config: DistillConfig, pair: Pair) -> None:

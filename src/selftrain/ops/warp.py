@@ -80,4 +80,6 @@ def inverse_cdf(
     # Strictly below the total, since a multiple of 2^-52 is at least one rounding step below 1.
     goal = uniforms.unsqueeze(-1) * running[..., -1:]
     # NaN weights find no place; they must not become an index out of range.
-    return torch.searchsorted(running, goal, right=True).squeeze(-1).clamp(max=weights.shape[-1] - 1)
+    return (
+        torch.searchsorted(running, goal, right=True).squeeze(-1).clamp(max=weights.shape[-1] - 1)
+    )
