@@ -21,13 +21,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import tyro
 from accelerate import Accelerator
 from harness import ROOT, Goal, environment_line, mean_and_spread, save_rows, table
 
 from selftrain._core.io import read_json, write_json, write_text
 from selftrain._core.rng import derive
-from selftrain.decoding import SamplingParams
+from selftrain.decoding import SamplingParams, SpeculativeDecoder
 from selftrain.distill import Distiller
 from selftrain.distill.drafts import measure_draft, target_texts
 from selftrain.distill.measure import PLAIN, TEMPERATURES, measure_drafts
@@ -88,8 +89,47 @@ class Comparison:
             max_new_tokens=self.config.max_new_tokens,
             seed=derive(self.config.seed, "measure"),
         )
-        rows = result_rows(measured)
-        return [{"kind": "speed", "seed": self.config.seed, **row} for row in rows]
+        rows = [{"kind": "speed", "seed": self.config.seed, **row} for row in result_rows(measured)]
+        return rows + self._peer_rows()
+
+    def _peer_rows(self) -> list[dict[str, Any]]:
+        """Time transformers' own greedy decoding, plain and assisted, beside ours."""
+        draft = self.drafts["on_policy"]
+        budget = self.config.max_new_tokens
+        params = SamplingParams(max_new_tokens=budget, temperature=0)
+        options = {"max_new_tokens": budget, "do_sample": False}
+        ours = {
+            k: SpeculativeDecoder(self.target, draft, num_draft_tokens=k)
+            for k in (0, self.config.num_draft_tokens)
+        }
+        decoders = {
+            "plain, transformers": lambda ids: self.target.generate(ids, **options),
+            "assisted, transformers": lambda ids: self.target.generate(
+                ids, assistant_model=draft, **options
+            ),
+            "plain, ours": lambda ids: ours[0].generate(ids, params=params).sequences,
+            "speculative, ours": lambda ids: (
+                ours[self.config.num_draft_tokens].generate(ids, params=params).sequences
+            ),
+        }
+        tokens, seconds = dict.fromkeys(decoders, 0), dict.fromkeys(decoders, 0.0)
+        for index, prompt in enumerate(self.data.test_prompts[: self.config.num_prompts]):
+            ids = torch.tensor([prompt])
+            for name, decode in decoders.items():
+                begun = time.perf_counter()
+                output = decode(ids)
+                if index:  # the first prompt warms up
+                    seconds[name] += time.perf_counter() - begun
+                    tokens[name] += output.shape[1] - len(prompt)
+        return [
+            {
+                "kind": "peer",
+                "seed": self.config.seed,
+                "decoder": name,
+                "tokens_per_second": tokens[name] / seconds[name],
+            }
+            for name in decoders
+        ]
 
     def _comparison_rows(self) -> list[dict[str, Any]]:
         """Sources of text, with all rows and few, at equal steps and at equal seconds."""
@@ -239,12 +279,17 @@ def page(rows: list[dict[str, Any]], environment: dict[str, Any], config: Distil
                 steps = sum(values("steps", **match)) / max(1, len(values("steps", **match)))
                 seconds = mean_and_spread(values("seconds", **match))
                 comparison.append([f"{share:.0%}", budget, text, f"{steps:.0f}", seconds, *cells])
+    peers = dict.fromkeys(row["decoder"] for row in rows if row["kind"] == "peer")
+    peer_rows = [
+        [name, mean_and_spread(values("tokens_per_second", kind="peer", decoder=name))]
+        for name in peers
+    ]
     seeds = len({row["seed"] for row in rows})
     return (
         "\n\n".join(
             [
                 f"*{environment_line(environment)}; {seeds} seeds, mean ± standard deviation; "
-                f"corpus `{config.corpus}`; command `python benchmarks/distillspec.py`.*",
+                f"corpus `{config.dataset}`; command `python benchmarks/distillspec.py`.*",
                 table(
                     [
                         "decoding",
@@ -261,6 +306,9 @@ def page(rows: list[dict[str, Any]], environment: dict[str, Any], config: Distil
                 "windows and with 5 % of them, at equal optimizer steps and at the seconds of the "
                 "on-policy run (writing the text counted):",
                 table(["windows", "equal", "text", "steps", "seconds", *LAWS.values()], comparison),
+                "Greedy decoding of the same prompts beside transformers' own, with the on-policy "
+                "draft and transformers' default number of draft tokens:",
+                table(["decoder", "tokens/s"], peer_rows),
             ]
         )
         + "\n"

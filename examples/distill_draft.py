@@ -7,7 +7,7 @@ draft's own continuations. Expect acceptance and tokens per target call to rise.
 On a GPU, with real models and your own text:
 
     python examples/distill_draft.py --target Qwen/Qwen3-8B --draft Qwen/Qwen3-0.6B \
-        --corpus my_texts.jsonl --num-steps 2000
+        --dataset my_texts.jsonl --num-steps 2000
 """
 
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ class Args:
     """Hub name or folder of the target; None trains a small one."""
     draft: str | None = None
     """Hub name or folder of the draft; None trains a small one."""
-    corpus: str = "python-docs"
+    dataset: str = "python-docs"
     """Embedded text, a file, a folder, or a hub data set."""
     num_steps: int = 60
     """Steps of distillation."""
@@ -60,7 +60,7 @@ def small_model(tokenizer, num_layers: int) -> LlamaForCausalLM:
 
 
 def main(args: Args) -> None:
-    split = split_corpus(load_corpus(args.corpus))
+    split = split_corpus(load_corpus(args.dataset))
     if args.target and args.draft:
         tokenizer = AutoTokenizer.from_pretrained(args.target)
         target, draft = map(AutoModelForCausalLM.from_pretrained, (args.target, args.draft))

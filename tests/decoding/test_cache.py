@@ -4,7 +4,6 @@ import torch
 from selftrain.decoding.cache import (
     PaddedCache,
     SlotCache,
-    evaluating,
     sampling_cache,
     slot_obstacle,
 )
@@ -77,13 +76,3 @@ def test_a_model_that_ignores_positions_is_found_out(make_llama):
 
     model.forward = forward
     assert "ignores" in slot_obstacle(model)
-
-
-def test_modes_of_submodules_come_back(make_llama):
-    model = make_llama().train()
-    model.lm_head.eval()
-    with evaluating(model):
-        assert not any(m.training for m in model.modules())
-    assert model.training
-    assert model.model.training
-    assert not model.lm_head.training

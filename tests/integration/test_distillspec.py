@@ -23,7 +23,7 @@ from selftrain.training import FinetuneConfig, OptimConfig
 OPTIM = OptimConfig(learning_rate=5e-3)
 TRAINING = FinetuneConfig(num_steps=6, batch_size=4, optim=OPTIM, save_every=1, log_every=2)
 CONFIG = DistillSpecConfig(
-    corpus="python-docs",
+    dataset="python-docs",
     vocab_size=300,
     target_shape=ModelShape(num_layers=2, width=32),
     draft_shape=ModelShape(num_layers=1, width=32),
@@ -149,7 +149,7 @@ def test_a_model_folder_without_weights_is_refused_before_any_work(finished, tmp
 
 def test_an_unreadable_corpus_is_refused_in_one_sentence(tmp_path, capsys):
     missing = str(tmp_path / "nothing.txt")
-    arguments = ["distillspec", "--corpus", missing, "--output-dir", str(tmp_path / "run")]
+    arguments = ["distillspec", "--dataset", missing, "--output-dir", str(tmp_path / "run")]
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert "nothing.txt" in error

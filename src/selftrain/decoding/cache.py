@@ -6,16 +6,17 @@ tokens overwrite what was rejected, and until then no query can see it. Prompts 
 need no padding rules: what lies beyond a row's length is overwritten before it becomes visible.
 """
 
-import contextlib
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from selftrain.nn.modes import training_mode
 
 _PROBE_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 _PROBE_TOLERANCE_HALF = 0.1
@@ -259,19 +260,6 @@ def max_positions(model: nn.Module) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-@contextlib.contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put models into eval mode inside the block; restore each submodule's own flag after it."""
-    training = [m for model in models for m in model.modules() if m.training]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
 @torch.no_grad()
 def _probe(model: nn.Module, cache_type: type[SlotCache] | type[PaddedCache]) -> str | None:
     """Say what goes wrong when two ragged rows go through the cache piece by piece, or None."""
@@ -279,7 +267,7 @@ def _probe(model: nn.Module, cache_type: type[SlotCache] | type[PaddedCache]) ->
     vocab = model.config.get_text_config(decoder=True).vocab_size  # pyrefly: ignore
     tokens = (torch.arange(12, device=weight.device).view(2, 6) * 7 + 1) % vocab
     starts = torch.tensor([[2], [3]], device=weight.device)
-    with evaluating(model):
+    with training_mode(False, model):
         try:
             plain = model(input_ids=tokens, use_cache=False).logits
             cache = cache_type(model, capacity=8)

@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from selftrain._core.checks import check_int, check_range
-from selftrain.decoding.cache import SlotCache, evaluating
+from selftrain.decoding.cache import SlotCache
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.sampler import draw, warp
+from selftrain.nn.modes import training_mode
 from selftrain.ops.verify import verify_greedy, verify_tokens
 
 
@@ -190,7 +191,7 @@ def measure_costs(
         ),
     }
     times: dict[str, list[float]] = {name: [] for name in parts}
-    with evaluating(target, draft):
+    with training_mode(False, target, draft):
         for _ in range(repeats):
             for name, part in parts.items():
                 times[name].append(_milliseconds(part, device))

@@ -12,13 +12,13 @@ from selftrain._core.rng import derive
 from selftrain.decoding.cache import (
     PaddedCache,
     SlotCache,
-    evaluating,
     max_positions,
     sampling_cache,
 )
 from selftrain.decoding.params import Completion, SamplingParams
 from selftrain.decoding.prompts import Prompt, encode_prompt
 from selftrain.decoding.stopping import Stopping, resolve_eos
+from selftrain.nn.modes import training_mode
 from selftrain.ops.philox import Stream, uniform
 from selftrain.ops.warp import inverse_cdf, warp_logits
 
@@ -116,7 +116,7 @@ class HFSampler:
 
         completions: list[Completion] = []
         group = max(1, self.batch_size // num_samples)  # prompts prefilled together
-        with torch.inference_mode(), evaluating(self.model):
+        with torch.inference_mode(), training_mode(False, self.model):
             for first in range(0, len(prompts), group):
                 chosen = encoded[first : first + group]
                 prefix = self._cache_type(

@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftrain._core.checks import check_int
-from selftrain.decoding.cache import SlotCache, evaluating, slot_obstacle
+from selftrain.decoding.cache import SlotCache, slot_obstacle
 from selftrain.decoding.drafters import Draft, ModelDraft
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.sampler import check_room, row_seeds_of, warp
 from selftrain.decoding.stopping import Ending, Stopping, resolve_eos
+from selftrain.nn.modes import training_mode
 from selftrain.ops.philox import Stream, uniform
 from selftrain.ops.verify import Verdict, verify_greedy, verify_tokens
 
@@ -182,7 +183,7 @@ class SpeculativeDecoder:
         row_seeds = [s[0] for s in row_seeds_of(len(prompts), 1, params, per_row)]
         eos = resolve_eos(self.target, self.tokenizer, eos_token_ids)
         run = _Run(self, prompts, params, Stopping(eos, params.stop, self.tokenizer), row_seeds)
-        with torch.inference_mode(), evaluating(self.target, self.draft):
+        with torch.inference_mode(), training_mode(False, self.target, self.draft):
             while len(run.active):
                 run.block()
         new = run.new_tokens()

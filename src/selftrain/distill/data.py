@@ -53,7 +53,7 @@ def prepare_data(
         RunConflictError: If the text is not the one that the run began with.
         ValueError: If there is too little text.
     """
-    documents = load_corpus(config.corpus, text_column=config.text_column)
+    documents = load_corpus(config.dataset, text_column=config.text_column)
     _check_unchanged(documents, folder / "corpus.json")
     split = split_corpus(documents)
     if tokenizer is None:
@@ -86,7 +86,7 @@ def cut_data(
     ):
         if found < wanted:
             raise ValueError(
-                f"corpus {config.corpus!r} gives {found} {name} of {config.prompt_tokens} + "
+                f"dataset {config.dataset!r} gives {found} {name} of {config.prompt_tokens} + "
                 f"{length} tokens, {wanted} are needed; give more text, or lower prompt_tokens, "
                 "distillation.sampling.max_new_tokens or num_untimed_prompts."
             )

@@ -57,7 +57,7 @@ def _distillation(num_steps: int) -> DistillConfig:
 class DistillSpecConfig:
     """Settings of a DistillSpec run; the default takes minutes on two CPU cores."""
 
-    corpus: str = "python-core"
+    dataset: str = "python-core"
     """An embedded text ("python-core", "python", "python-docs"), a file, a folder or a hub name."""
     text_column: str = "text"
     """The field of JSONL and hub rows that holds the text."""
@@ -114,7 +114,7 @@ class DistillSpecConfig:
     def quick(cls) -> "DistillSpecConfig":
         """Return a run of under a minute, to see every part work; its models learn little."""
         return cls(
-            corpus="python-docs",
+            dataset="python-docs",
             vocab_size=512,
             target_shape=ModelShape(num_layers=6, width=64),
             draft_shape=ModelShape(num_layers=1, width=64),
@@ -161,6 +161,7 @@ def run(config: DistillSpecConfig, folder: str | Path, *, show_progress: bool = 
     open_run(folder, config, seed=config.seed)
     report = folder / "report.html"
     if report.exists():
+        shutil.rmtree(folder / "training", ignore_errors=True)  # killed while tidying up
         return report
     stages = _Stages(config, folder, accelerator, show_progress)
     target, tokenizer = stages.target_and_tokenizer()

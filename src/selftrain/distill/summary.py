@@ -277,7 +277,7 @@ def _usage(folder: Path) -> str:
 def _provenance(config: "DistillSpecConfig", data: PromptData, manifest: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
     return (
-        f"- Text: `{config.corpus}`, {data.num_documents} documents, "
+        f"- Text: `{config.dataset}`, {data.num_documents} documents, "
         f"{data.num_characters / 1e6:.1f} M characters; documents are split into train, validation "
         "and test by a hash of their text, and prompts come from test documents only.\n"
         f"- Command: `{' '.join(manifest['command'])}`; seed {config.seed}; all settings are in "

@@ -10,7 +10,7 @@ from selftrain._core.rng import derive
 from selftrain.distill.config import DistillConfig, Source
 from selftrain.distill.pair import Pair
 from selftrain.distill.rows import EncodedRow
-from selftrain.training.learner import training_mode
+from selftrain.nn.modes import training_mode
 
 if TYPE_CHECKING:
     from selftrain.decoding.sampler import Sampler
@@ -49,7 +49,7 @@ def sample_ids(
         ValueError: If the sampler fails, gives no token ids, or ids that one model lacks.
     """
     prompts = [list(row.prompt_ids or ()) for row in rows]
-    with training_mode(model, False), torch.no_grad():
+    with training_mode(False, model), torch.no_grad():
         sampled = sampler.sample(
             prompts, num_samples=1, params=config.sampling, seeds=[[seed] for seed in seeds]
         )

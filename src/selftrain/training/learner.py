@@ -8,7 +8,7 @@ Shape letters: B rows, N scored tokens.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from selftrain._core.rng import seeded_torch
+from selftrain.nn.modes import training_mode
 from selftrain.training.batch import MicroBatch, TokenRow, collate
 from selftrain.training.optim import build_optimizer, learning_rate_at
 from selftrain.training.settings import Normalize, StepSettings
@@ -119,7 +120,7 @@ class Learner:
         batches = self._micro_batches(rows, num_rows)
         weights = self._token_weights(rows, batches)
         measured = []
-        with training_mode(self.module, True), self._dropout_seed(step):
+        with training_mode(True, self.module), self._dropout_seed(step):
             for i, (indices, batch) in enumerate(batches):
                 last = i == len(batches) - 1
                 sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
@@ -145,7 +146,7 @@ class Learner:
         self, rows: Mapping[int, TokenRow], token_values: TokenValues, *, num_rows: int
     ) -> RowValues:
         """Return the token values of a batch without learning; the model is in evaluation mode."""
-        with training_mode(self.module, False):
+        with training_mode(False, self.module):
             measured = [
                 (indices, batch, _row_sums(token_values(batch), batch))
                 for indices, batch in self._micro_batches(rows, num_rows)
@@ -238,21 +239,6 @@ class Learner:
 
     def _dropout_seed(self, step: int) -> contextlib.AbstractContextManager[None]:
         return seeded_torch(self.config.seed, "dropout", step, self.accelerator.process_index)
-
-
-@contextlib.contextmanager
-def training_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put the model in training or evaluation mode inside the block; restore every flag after."""
-    if model.training == training:
-        yield
-        return
-    flags = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def _decoder_start_id(config: Any) -> int | None:
