@@ -9,10 +9,10 @@ one checkpoint go on, with equal optimizer steps over rows of equal size:
 - undistilled: next-token loss on the corpus;
 - supervised: forward KL on the corpus;
 - target text: forward KL on text that the target wrote, sampled beforehand;
-- on-policy: reverse KL on text that the draft writes.
+- on-policy: forward KL on text that the draft writes.
 
-The last three also from 5 % of the training windows, and with as many steps as fit into the
-seconds of the on-policy run (sampling counted). Seeds differ in the draft's first weights, the
+The last three also, in 120 steps, from 5 % of the training windows, and with as many steps as fit
+into the seconds of the on-policy run (sampling counted). Seeds differ in the first weights, the
 order of data, all sampling and the held-out prompts' noise. An interrupted benchmark continues.
 """
 
@@ -37,6 +37,7 @@ from selftrain.distill.summary import LABELS, result_rows
 
 LAWS = {0.0: "greedy", 1.0: "T = 1"}
 SCARCE = 0.05
+COMPARISON_STEPS = 120
 TEXTS = {"supervised": "corpus", "target_text": "target-written", "on_policy": "draft-written"}
 
 
@@ -134,7 +135,7 @@ class Comparison:
     def _comparison_rows(self) -> list[dict[str, Any]]:
         """Sources of text, with all rows and few, at equal steps and at equal seconds."""
         rows = []
-        steps = self.config.distillation.num_steps
+        steps = min(COMPARISON_STEPS, self.config.distillation.num_steps)
         for share in (1.0, SCARCE):
             on_policy = self._distil("on_policy", share, steps)
             rows.append(on_policy)
@@ -199,7 +200,7 @@ class Comparison:
             return rows, 0.0
         path = self.common / f"target_text-{share}.json"
         if not path.exists():
-            num = self.config.distillation.num_steps * self.config.distillation.batch_size // 2
+            num = COMPARISON_STEPS * self.config.distillation.batch_size // 2
             prompts = [rows[derive(1, "text", i) % len(rows)]["prompt_ids"] for i in range(num)]
             begun = time.perf_counter()
             texts = target_texts(

@@ -30,6 +30,9 @@ def new_llama(shape: ModelShape, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     from transformers import LlamaConfig, LlamaForCausalLM
 
     heads = shape.width // 32
+    # transformers' default deviation of 0.02 suits widths of thousands; at these it costs a narrow
+    # and deep model half of a short run.
+    deviation = 0.7 * shape.width**-0.5
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -40,6 +43,7 @@ def new_llama(shape: ModelShape, tokenizer: PreTrainedTokenizerBase) -> PreTrain
             num_key_value_heads=heads,
             max_position_embeddings=1024,
             tie_word_embeddings=True,
+            initializer_range=deviation,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,

@@ -39,16 +39,16 @@ def _training(num_steps: int, learning_rate: float) -> FinetuneConfig:
         weight_decay=0.1,
         betas=(0.9, 0.95),
     )
-    return FinetuneConfig(num_steps=num_steps, batch_size=16, optim=optim, save_every=1)
+    return FinetuneConfig(num_steps=num_steps, batch_size=8, optim=optim, save_every=1)
 
 
 def _distillation(num_steps: int) -> DistillConfig:
     return DistillConfig(
-        divergence="reverse_kl",
+        divergence="forward_kl",  # as the supervised draft: they differ in their text alone
         sampling=SamplingParams(max_new_tokens=64),
         num_steps=num_steps,
         batch_size=32,
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=10, schedule="cosine"),
+        optim=OptimConfig(learning_rate=4e-3, warmup_steps=10, schedule="cosine"),
         save_every=1,
     )
 
@@ -77,9 +77,9 @@ class DistillSpecConfig:
     """The draft, if it is trained."""
     block_tokens: int = 128
     """Length of the sequences that target and draft are trained on."""
-    target_training: FinetuneConfig = field(default_factory=lambda: _training(650, 3e-3))
+    target_training: FinetuneConfig = field(default_factory=lambda: _training(1000, 5e-3))
     """How the target is trained on next tokens."""
-    draft_training: FinetuneConfig = field(default_factory=lambda: _training(300, 3e-3))
+    draft_training: FinetuneConfig = field(default_factory=lambda: _training(600, 5e-3))
     """How the draft that all three start from is trained on next tokens."""
     distillation: DistillConfig = field(default_factory=lambda: _distillation(200))
     """The on-policy draft; the other two take as many steps over rows of the same size."""
