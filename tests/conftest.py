@@ -9,7 +9,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-CHARACTERS = string.ascii_letters + string.digits + " .,;:!?-+*/=()[]<>_\n"
+CHARACTERS = string.ascii_lowercase + string.digits + "+-=.,? \n"
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 IDS = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
 
@@ -71,6 +71,7 @@ def make_llama() -> Callable[..., LlamaForCausalLM]:
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
             "max_position_embeddings": 128,
+            "tie_word_embeddings": True,
             **IDS,
         }
         with torch.random.fork_rng():

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from samplers import FixedSampler
+from samplers import FixedSampler, RecordingSampler
 
 from selftrain.decoding.params import SamplingParams
 from selftrain.distill import DistillConfig, Distiller
@@ -36,6 +36,7 @@ def parameters(model):
 
 
 def make(student, teacher, tokenizer, config=CONFIG, **kwargs):
+    kwargs.setdefault("sampler", RecordingSampler(student))
     return Distiller(student, teacher, tokenizer, config, **kwargs)
 
 
@@ -69,7 +70,7 @@ def test_agreement_is_measured_at_the_scored_tokens(student, teacher, char_token
     tv = torch.cat([by_hand(student, teacher, row, kind="total_variation") for row in ROWS])
     metrics = make(student, teacher, char_tokenizer, config).step(ROWS)
     assert metrics["acceptance"] == pytest.approx(1 - tv.mean().item(), rel=1e-5)
-    assert 0 < metrics["student_entropy"] < math.log(48) + 1e-6
+    assert 0 < metrics["student_entropy"] < math.log(len(char_tokenizer)) + 1e-6
     assert metrics["truncated_fraction"] == pytest.approx(1 / 5)
     assert metrics["completion_length"] == pytest.approx(14 / 5)
 
@@ -204,7 +205,7 @@ def test_padded_vocabularies_are_compared_on_the_shared_tokens(make_llama, teach
     metrics = make(wide, teacher, char_tokenizer, config).step(ROWS[:1])
     ids = torch.tensor([ROWS[0]["prompt_ids"] + ROWS[0]["completion_ids"]])
     fresh = make_llama(seed=5, vocab_size=64)
-    log_q = torch.log_softmax(fresh(ids).logits[0, 2:-1, :48].double(), -1)
+    log_q = torch.log_softmax(fresh(ids).logits[0, 2:-1, : len(char_tokenizer)].double(), -1)
     log_p = torch.log_softmax(teacher(ids).logits[0, 2:-1].double(), -1)
     expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
@@ -273,7 +274,7 @@ def test_save_and_load_continue_the_training(make_llama, teacher, char_tokenizer
 def test_a_loss_that_is_not_finite_names_step_source_and_row(student, teacher, char_tokenizer):
     with torch.no_grad():
         teacher.model.embed_tokens.weight[9] = math.nan
-        teacher.lm_head.weight = torch.nn.Parameter(torch.randn(48, 32), requires_grad=False)
+        teacher.lm_head.weight = torch.nn.Parameter(torch.randn(len(char_tokenizer), 32), requires_grad=False)
     distiller = make(student, teacher, char_tokenizer, SUPERVISED)
     before = parameters(student).clone()
     with pytest.raises(FloatingPointError, match=r"step 0: the loss of row 1 \(source: dataset\)"):
@@ -347,8 +348,8 @@ def test_truncated_sampling_on_policy_warns(student, teacher, char_tokenizer):
         ({"completion_ids": [5]}, CONFIG, "row 0 has no prompt"),
         ({"prompt_ids": []}, CONFIG, "row 0 has no prompt"),
         ({"prompt_ids": [5]}, SUPERVISED, "row 0 has no completion"),
-        ({"prompt_ids": [5] * 60}, CONFIG, r"60 prompt tokens and up to 6.*read 64 in all"),
-        ({"prompt_ids": [5, 48]}, CONFIG, r"token 48; the models share 0\.\.47"),
+        ({"prompt_ids": [5] * 124}, CONFIG, r"124 prompt tokens and up to 6.*read 128 in all"),
+        ({"prompt_ids": [5, 48]}, CONFIG, r"token 48; the models share 0\.\.46"),
     ],
 )
 def test_unsuitable_rows_are_errors_before_any_work(

@@ -53,7 +53,7 @@ def test_prediction_from_texts_agrees_with_decoding(make_llama, temperature):
             a.mul_(0.25).add_(b, alpha=0.75)
     target.generation_config.eos_token_id = None
     params = SamplingParams(max_new_tokens=80, temperature=temperature)
-    prompts = [[5 + i % 60, 6 + i % 50] for i in range(160)]
+    prompts = [[5 + i % 40, 6 + i % 37] for i in range(160)]
     texts = target_texts(target, prompts, params=params, seed=0, batch_size=80)
     forced = forced_acceptance(target, draft, prompts, texts, params=params)
     decoder = SpeculativeDecoder(target, draft, num_draft_tokens=3)
