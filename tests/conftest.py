@@ -41,7 +41,9 @@ ARCHITECTURES["Qwen3"] = _GROUPED
 @pytest.fixture(autouse=True, scope="session")
 def _pinned_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(
+        1
+    )  # the models are tiny, and several threads stall where cores are shared
     yield
     torch.set_num_threads(before)
 

@@ -274,7 +274,9 @@ def test_save_and_load_continue_the_training(make_llama, teacher, char_tokenizer
 def test_a_loss_that_is_not_finite_names_step_source_and_row(student, teacher, char_tokenizer):
     with torch.no_grad():
         teacher.model.embed_tokens.weight[9] = math.nan
-        teacher.lm_head.weight = torch.nn.Parameter(torch.randn(len(char_tokenizer), 32), requires_grad=False)
+        teacher.lm_head.weight = torch.nn.Parameter(
+            torch.randn(len(char_tokenizer), 32), requires_grad=False
+        )
     distiller = make(student, teacher, char_tokenizer, SUPERVISED)
     before = parameters(student).clone()
     with pytest.raises(FloatingPointError, match=r"step 0: the loss of row 1 \(source: dataset\)"):

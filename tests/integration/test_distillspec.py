@@ -156,6 +156,23 @@ def test_an_unreadable_corpus_is_refused_in_one_sentence(tmp_path, capsys):
     assert "Traceback" not in error
 
 
+def test_own_models_with_padded_logits_and_chat_prompts_run_through(finished, tmp_path):
+    """A named target of more logits than tokens, whose tokenizer has a chat template."""
+    tokenizer = AutoTokenizer.from_pretrained(finished / "target")
+    tokenizer.chat_template = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
+    target = AutoModelForCausalLM.from_pretrained(finished / "target")
+    target.resize_token_embeddings(len(tokenizer) + 8)
+    for part in (target, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    model = str(tmp_path / "model")
+    config = replace(CONFIG, target=model, draft=str(finished / "draft"), prompts="chat")
+    report = run(config, tmp_path / "run", show_progress=False)
+    assert "measurements" in report.read_text()
+    assert not (tmp_path / "run" / "target").exists()
+    scratch = run(replace(CONFIG, target=model), tmp_path / "scratch", show_progress=False)
+    assert scratch.exists()
+
+
 def test_chat_prompts_need_a_template(tmp_path):
     with pytest.raises(ValueError, match="chat template"):
         run(replace(CONFIG, prompts="chat"), tmp_path / "run", show_progress=False)

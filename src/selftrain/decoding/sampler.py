@@ -157,7 +157,8 @@ class HFSampler:
         tokens = torch.zeros(len(prompts), budget, dtype=torch.long, device=device)
         log_probs = torch.zeros(len(prompts), budget, device=device)
         pending = torch.tensor([[p[-1]] for p in prompts], device=device)
-        endings: dict[int, int] = {}
+        eos = torch.tensor(sorted(stopping.eos_token_ids), dtype=torch.long, device=device)
+        lengths_drawn: dict[int, int] = {}
         for step in range(budget):
             place = (lengths[active] - 1 + step).unsqueeze(1)
             logits = cache.forward(pending, place, extent=extent + step, last_only=True)[:, -1]
@@ -167,24 +168,27 @@ class HFSampler:
             pending = drawn.tokens.unsqueeze(1)
             if (step + 1) % _CHECK_EVERY == 0 or step + 1 == budget:
                 check_finite(log_probs[active])
-                going = [
-                    not stopping.is_over(row, budget=budget)
-                    for row in tokens[active, : step + 1].tolist()
-                ]
-                endings.update(
-                    (row, step + 1)
-                    for row, on in zip(active.tolist(), going, strict=True)
-                    if not on
-                )
-                if not any(going):
+                recent = tokens[active, max(0, step + 1 - _CHECK_EVERY) : step + 1]
+                over = torch.isin(recent, eos).any(1).tolist()
+                if stopping.stop:
+                    rows = tokens[active, : step + 1].tolist()
+                    over = [
+                        o or stopping.ending(row, budget=budget).reason is not None
+                        for o, row in zip(over, rows, strict=True)
+                    ]
+                if step + 1 == budget:
+                    over = [True] * len(over)
+                ended = zip(active.tolist(), over, strict=True)
+                lengths_drawn.update((row, step + 1) for row, o in ended if o)
+                if all(over):
                     break
-                if not all(going):
-                    kept = torch.tensor(going, device=device).nonzero().squeeze(1)
+                if any(over):
+                    kept = torch.tensor([not o for o in over], device=device).nonzero().squeeze(1)
                     cache.select(kept)
                     active, pending = active[kept], pending[kept]
         rows, row_log_probs = tokens.tolist(), log_probs.tolist()
         return [
-            _completion(rows[i][: endings[i]], row_log_probs[i], stopping, budget)
+            _completion(rows[i][: lengths_drawn[i]], row_log_probs[i], stopping, budget)
             for i in range(len(prompts))
         ]
 

@@ -33,12 +33,6 @@ class Stopping:
         if self.stop and self.tokenizer is None:
             raise ValueError(f"stop={self.stop!r} needs a tokenizer to find the strings in.")
 
-    def is_over(self, token_ids: Sequence[int], *, budget: int) -> bool:
-        """Return whether a sequence has ended; decodes it only if there are stop strings."""
-        if len(token_ids) >= budget or not self.eos_token_ids.isdisjoint(token_ids):
-            return True
-        return bool(self.stop) and self.ending(token_ids, budget=budget).reason is not None
-
     def ending(self, token_ids: Sequence[int], *, budget: int) -> Ending:
         """Cut ``token_ids`` after the first end-of-sequence id, or before the first stop string.
 

@@ -109,7 +109,14 @@ def measure_drafts(
             bar.update(done := done + 1)
             for name, draft in drafts.items():
                 qualities[name, temperature] = _quality(
-                    target, draft, prompts, texts, params, num_draft_tokens, derive(seed, "stats")
+                    target,
+                    draft,
+                    tokenizer,
+                    prompts,
+                    texts,
+                    params,
+                    num_draft_tokens,
+                    derive(seed, "stats"),
                 )
                 bar.update(done := done + 1)
     for temperature in TEMPERATURES:
@@ -208,6 +215,7 @@ class _Timer:
 def _quality(
     target: PreTrainedModel,
     draft: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     texts: Sequence[Sequence[int]],
     params: SamplingParams,
@@ -222,6 +230,7 @@ def _quality(
         params=SamplingParams(
             max_new_tokens=params.max_new_tokens, temperature=params.temperature, seed=seed
         ),
+        tokenizer=tokenizer,
         batch_size=32,
     )
     forced = forced_acceptance(target, draft, prompts, texts, params=params)
