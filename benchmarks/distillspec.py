@@ -30,6 +30,7 @@ from selftrain._core.io import read_json, write_json, write_text
 from selftrain._core.rng import derive
 from selftrain.decoding import SamplingParams, SpeculativeDecoder
 from selftrain.distill import Distiller
+from selftrain.distill.data import prepare_data
 from selftrain.distill.drafts import measure_draft, target_texts
 from selftrain.distill.measure import PLAIN, TEMPERATURES, measure_drafts
 from selftrain.distill.pipeline import DRAFTS, DistillSpecConfig, _Stages
@@ -65,7 +66,7 @@ class Comparison:
         self.accelerator = Accelerator()
         # The target and the texts are those of seed 0 throughout.
         common = _Stages(config, work / "common", self.accelerator, True)
-        self.data = common.data(None)
+        self.data = prepare_data(config, work / "common", None)
         self.target = common.train_target(self.data).requires_grad_(False)
         self.stages = _Stages(self.config, self.folder, self.accelerator, True)
         self.common = work / "common"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from selftrain.distill.pipeline import DistillSpecConfig
 
 _MAX_VALIDATION_BLOCKS = 64
+_FINGERPRINT = "corpus.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class PromptData:
     """Prompts from test documents."""
     num_documents: int
     num_characters: int
+    sha256: str
+    """Of the whole text."""
 
 
 def prepare_data(
@@ -44,9 +47,11 @@ def prepare_data(
 ) -> PromptData:
     """Load and split the corpus, train the tokenizer unless one is given, and cut the rows.
 
+    Nothing is written: see :func:`keep_data`.
+
     Args:
         config: The run.
-        folder: Its folder: keeps the tokenizer, and a fingerprint of the text.
+        folder: Its folder, with the tokenizer and the fingerprint of the text if it was begun.
         tokenizer: The target's own; None trains one on the training documents.
 
     Raises:
@@ -54,11 +59,31 @@ def prepare_data(
         ValueError: If there is too little text.
     """
     documents = load_corpus(config.dataset, text_column=config.text_column)
-    _check_unchanged(documents, folder / "corpus.json")
+    path = folder / _FINGERPRINT
+    if path.exists() and read_json(path) != _fingerprint(documents):
+        raise RunConflictError(
+            f"the text of {config.dataset!r} is not the one that the run in {folder} began with. "
+            "Restore it, or choose another folder."
+        )
     split = split_corpus(documents)
     if tokenizer is None:
-        tokenizer = _own_tokenizer(split, config.vocab_size, folder / "tokenizer")
+        recover_folder(folder / "tokenizer")
+        if (folder / "tokenizer").exists():
+            tokenizer = load_tokenizer(str(folder / "tokenizer"))
+        else:
+            texts = (document.text for document in split.train)
+            tokenizer = train_tokenizer(texts, vocab_size=config.vocab_size)
     return cut_data(config, split, tokenizer, documents)
+
+
+def keep_data(data: PromptData, folder: Path) -> None:
+    """Write the tokenizer and the text's fingerprint into a run's folder, once."""
+    if not (folder / _FINGERPRINT).exists():
+        with atomic_folder(folder / "tokenizer") as part:
+            data.tokenizer.save_pretrained(part)
+        write_json(
+            folder / _FINGERPRINT, {"num_documents": data.num_documents, "sha256": data.sha256}
+        )
 
 
 def cut_data(
@@ -101,6 +126,7 @@ def cut_data(
         test_prompts=[row["prompt_ids"] for row in prompts],
         num_documents=len(documents),
         num_characters=sum(len(d.text) for d in documents),
+        sha256=_fingerprint(documents)["sha256"],
     )
 
 
@@ -122,24 +148,8 @@ def _as_chat(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int]) -> list[
     return encode_prompt(tokenizer, [{"role": "user", "content": text}])
 
 
-def _own_tokenizer(split: CorpusSplit, vocab_size: int, folder: Path) -> PreTrainedTokenizerBase:
-    recover_folder(folder)
-    if not folder.exists():
-        tokenizer = train_tokenizer((d.text for d in split.train), vocab_size=vocab_size)
-        with atomic_folder(folder) as part:
-            tokenizer.save_pretrained(part)
-    return load_tokenizer(str(folder))
-
-
-def _check_unchanged(documents: Sequence[Document], path: Path) -> None:
+def _fingerprint(documents: Sequence[Document]) -> dict[str, Any]:
     digest = hashlib.sha256()
     for document in documents:
         digest.update(f"{document.id}\0{document.text}\0".encode())
-    found = {"num_documents": len(documents), "sha256": digest.hexdigest()}
-    if path.exists() and read_json(path) != found:
-        raise RunConflictError(
-            f"the corpus is not the one that the run in {path.parent} began with "
-            f"({read_json(path)['num_documents']} documents then, {len(documents)} now, or other "
-            "text). Restore it, or choose another folder."
-        )
-    write_json(path, found)
+    return {"num_documents": len(documents), "sha256": digest.hexdigest()}

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from selftrain._core.checks import check_choice, check_int
 from selftrain._core.io import atomic_folder, read_jsonl, recover_folder, write_jsonl
 from selftrain._core.rng import derive, seeded_torch
-from selftrain._core.run import open_run
+from selftrain._core.run import check_run, open_run
 from selftrain.decoding.params import SamplingParams
 from selftrain.distill.config import DistillConfig
-from selftrain.distill.data import PromptData, prepare_data
+from selftrain.distill.data import PromptData, keep_data, prepare_data
 from selftrain.distill.distiller import Distiller
 from selftrain.distill.measure import Measurements, measure_drafts
 from selftrain.distill.models import ModelShape, load_model, load_tokenizer, new_llama
@@ -158,14 +158,17 @@ def run(config: DistillSpecConfig, folder: str | Path, *, show_progress: bool = 
             f"distillspec runs in one process, not {accelerator.num_processes}: its decoding is "
             "timed. Distiller and finetune run on several."
         )
-    open_run(folder, config, seed=config.seed)
+    check_run(folder, config)
     report = folder / "report.html"
     if report.exists():
         shutil.rmtree(folder / "training", ignore_errors=True)  # killed while tidying up
         return report
     stages = _Stages(config, folder, accelerator, show_progress)
-    target, tokenizer = stages.target_and_tokenizer()
-    data = stages.data(tokenizer)
+    # What can fail for a mistyped name fails here, before the folder is bound to a configuration.
+    target, tokenizer = stages.named_models()
+    data = prepare_data(config, folder, tokenizer)
+    open_run(folder, config, seed=config.seed)
+    keep_data(data, folder)
     target = target or stages.train_target(data)
     drafts = stages.drafts(target, data)
     measurements = measure_drafts(
@@ -191,17 +194,13 @@ class _Stages:
     ) -> None:
         self.config, self.folder, self.accelerator, self.show = config, folder, accelerator, show
 
-    def target_and_tokenizer(
-        self,
-    ) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
-        """Return what the user named; fails before any work if it cannot be loaded."""
+    def named_models(self) -> tuple[PreTrainedModel | None, PreTrainedTokenizerBase | None]:
+        """Return the target that the user named and its tokenizer, and try the draft named."""
         if self.config.target is None:
             return None, None
-        tokenizer = load_tokenizer(self.config.target)
-        return self._load(self.config.target), tokenizer
-
-    def data(self, tokenizer: PreTrainedTokenizerBase | None) -> PromptData:
-        return prepare_data(self.config, self.folder, tokenizer)
+        if self.config.draft is not None:
+            self._load(self.config.draft)
+        return self._load(self.config.target), load_tokenizer(self.config.target)
 
     def train_target(self, data: PromptData) -> PreTrainedModel:
         return self._next_token(
@@ -269,6 +268,7 @@ class _Stages:
         with atomic_folder(folder) as part:
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
+        self.accelerator.free_memory()  # it holds every model and optimizer it has prepared
 
     def _work(self, name: str) -> Path:
         return self.folder / "training" / name
