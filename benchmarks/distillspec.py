@@ -1,6 +1,6 @@
 """DistillSpec in numbers: does on-policy distillation make a better draft, and faster decoding?
 
-    python benchmarks/distillspec.py            # about 40 minutes on two cores
+    python benchmarks/distillspec.py            # about 35 minutes on two cores
     python benchmarks/distillspec.py --quick    # a minute; every part, no meaningful numbers
 
 One target is trained; then for every seed a draft is trained by next-token loss, and from that
