@@ -256,14 +256,14 @@ def _cost_table(measurements: Measurements) -> Table:
 
 def _usage(folder: Path) -> str:
     return (
-        f"The distilled draft lies in `{folder.name}/draft`, the target in "
-        f"`{folder.name}/target` (or where you named it); both load in plain transformers:\n\n"
+        f"The distilled draft lies in `{folder.as_posix()}/draft`, the target in "
+        f"`{folder.as_posix()}/target` (or where you named it); both load in plain transformers:\n\n"
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         "from selftrain import SamplingParams, SpeculativeDecoder\n\n"
-        f'target = AutoModelForCausalLM.from_pretrained("{folder.name}/target")\n'
-        f'draft = AutoModelForCausalLM.from_pretrained("{folder.name}/draft")\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{folder.name}/draft")\n'
+        f'target = AutoModelForCausalLM.from_pretrained("{folder.as_posix()}/target")\n'
+        f'draft = AutoModelForCausalLM.from_pretrained("{folder.as_posix()}/draft")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder.as_posix()}/draft")\n'
         'ids = tokenizer("def main(", return_tensors="pt").input_ids\n'
         "output = SpeculativeDecoder(target, draft).generate(\n"
         "    ids, params=SamplingParams(max_new_tokens=64)\n"
