@@ -257,7 +257,8 @@ def _cost_table(measurements: Measurements) -> Table:
 def _usage(folder: Path) -> str:
     return (
         f"The distilled draft lies in `{folder.as_posix()}/draft`, the target in "
-        f"`{folder.as_posix()}/target` (or where you named it); both load in plain transformers:\n\n"
+        f"`{folder.as_posix()}/target` (or where you named it); both load in plain "
+        "transformers:\n\n"
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         "from selftrain import SamplingParams, SpeculativeDecoder\n\n"
