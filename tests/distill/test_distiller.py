@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from samplers import FixedSampler, RecordingSampler
 
 from selftrain.decoding import HFSampler, SamplingParams
@@ -412,3 +413,23 @@ def test_an_accelerator_can_be_passed_in(student, teacher, char_tokenizer):
     accelerator = Accelerator()
     distiller = make(student, teacher, char_tokenizer, accelerator=accelerator)
     assert distiller.accelerator is accelerator
+
+
+@pytest.fixture
+def bf16_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_mixed_precision_keeps_the_loss_near_that_of_full_precision(
+    make_llama, teacher, char_tokenizer, bf16_accelerator
+):
+    student = make_llama()
+    expected = by_hand(student, teacher, ROWS[0], kind="jsd").mean().item()
+    mixed = make(student, teacher, char_tokenizer, SUPERVISED, accelerator=bf16_accelerator)
+    assert mixed.step(ROWS[:1])["loss"] == pytest.approx(expected, rel=0.05)
+    assert all(p.dtype == torch.float32 for p in student.parameters())
+    on_policy = dataclasses.replace(CONFIG, num_steps=2)
+    fresh = make(make_llama(), teacher, char_tokenizer, on_policy, accelerator=bf16_accelerator)
+    assert math.isfinite(fresh.fit(ROWS, show_progress=False).metrics["loss"])

@@ -11,7 +11,7 @@ from selftrain.distill.config import DistillConfig
 from selftrain.ops.divergence import divergence
 
 # Rows per block of the measurements are chosen so that a block's temporaries stay small.
-_BLOCK = 2**20
+_BLOCK = 2**19
 
 
 def token_losses(
@@ -54,7 +54,7 @@ def text_losses(student_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     loss = F.cross_entropy(student_logits.float(), labels, reduction="none")
     with torch.no_grad():
         log_q = torch.log_softmax(student_logits.float(), -1)
-        return {"loss": loss, "student_entropy": torch.special.entr(log_q.exp()).sum(-1)}
+        return {"loss": loss, "student_entropy": _entropy(log_q.exp(), log_q)}
 
 
 @torch.no_grad()
@@ -68,8 +68,8 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, Tenso
     Returns:
         Each ``[N]``: ``acceptance`` :math:`= \sum_v \min(p_v, q_v)`, the rate at which speculative
         decoding would accept the student's token (DistillSpec, arXiv 2310.08461);
-        ``top1_agreement``, whether both prefer the same token; ``student_entropy`` and
-        ``teacher_entropy`` in nats.
+        ``top1_agreement``, whether the student's favourite token is (one of) the teacher's;
+        ``student_entropy`` and ``teacher_entropy`` in nats.
     """
     rows = max(1, _BLOCK // max(1, student_logits.shape[-1]))
     parts = [
@@ -82,11 +82,19 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, Tenso
 
 
 def _agreement(student_NV: Tensor, teacher_NV: Tensor) -> dict[str, Tensor]:
-    q = torch.softmax(student_NV.float(), -1)
-    p = torch.softmax(teacher_NV.float(), -1)
+    log_q = torch.log_softmax(student_NV.float(), -1)
+    log_p = torch.log_softmax(teacher_NV.float(), -1)
+    top = log_q.argmax(-1, keepdim=True)
+    top1_agreement = log_p.gather(-1, top)[:, 0] == log_p.amax(-1)
+    q, p = log_q.exp(), log_p.exp()
     return {
         "acceptance": torch.minimum(p, q).sum(-1),
-        "top1_agreement": (student_NV.argmax(-1) == teacher_NV.argmax(-1)).float(),
-        "student_entropy": torch.special.entr(q).sum(-1),
-        "teacher_entropy": torch.special.entr(p).sum(-1),
+        "top1_agreement": top1_agreement.float(),
+        "student_entropy": _entropy(q, log_q),
+        "teacher_entropy": _entropy(p, log_p),
     }
+
+
+def _entropy(probs: Tensor, log_probs: Tensor) -> Tensor:
+    """Return the entropy in nats; overwrites ``log_probs``. The clamp makes 0 * -inf a 0."""
+    return -log_probs.clamp_(min=-1e30).mul_(probs).sum(-1)
