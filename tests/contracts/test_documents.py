@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from code_blocks import Block, blocks, run_document
-from pending import PENDING, PENDING_FILES
 
 from selftrain.cli import COMMANDS
 
@@ -47,8 +46,7 @@ def test_the_installation_page_gives_the_same_commands():
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_a_registered_command_has_a_module_and_a_page(command):
-    if f"selftrain.cli.{command}" not in PENDING:
-        assert callable(importlib.import_module(f"selftrain.cli.{command}").main)
+    assert callable(importlib.import_module(f"selftrain.cli.{command}").main)
     assert any(f"selftrain {command}" in path.read_text() for path in DOCUMENTS[1:])
 
 
@@ -63,8 +61,6 @@ def test_a_code_block_imports_names_that_exist(block):
     for node in ast.walk(ast.parse(block.code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("selftrain"):
             for alias in node.names:
-                if f"{node.module}.{alias.name}" in PENDING:
-                    continue
                 if not hasattr(importlib.import_module(node.module or ""), alias.name):
                     missing.append(f"{node.module}.{alias.name}")
     assert missing == []
@@ -86,11 +82,7 @@ def test_links_between_files_lead_somewhere(path):
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
     local = [(path.parent / t).resolve() for t in targets if "://" not in t]
     broken = [str(t.relative_to(ROOT)) for t in local if not t.exists()]
-    assert [t for t in broken if t not in PENDING_FILES] == []
-
-
-def test_pending_files_are_still_missing():
-    assert [t for t in sorted(PENDING_FILES) if (ROOT / t).exists()] == [], "see pending.py"
+    assert broken == []
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=name)

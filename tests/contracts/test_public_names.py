@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import importlib.util
 import inspect
 import json
 import re
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import update_signatures
-from pending import PENDING
 from public_names import PublicName, documented_as, everything, pages, top_level
 
 import selftrain
@@ -60,15 +58,6 @@ def test_the_stub_lists_what_it_imports():
 @pytest.mark.parametrize("name", selftrain.__all__)
 def test_a_top_level_name_loads(name):
     assert getattr(selftrain, name) is not None
-
-
-def test_pending_names_are_still_missing():
-    def exists(qualified):
-        if qualified.startswith("selftrain.cli."):
-            return importlib.util.find_spec(qualified) is not None
-        return qualified.removeprefix("selftrain.") in selftrain.__all__
-
-    assert [q for q in sorted(PENDING) if exists(q)] == [], "take these out of pending.py"
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ids)

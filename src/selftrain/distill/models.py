@@ -30,8 +30,8 @@ def new_llama(shape: ModelShape, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     from transformers import LlamaConfig, LlamaForCausalLM
 
     heads = shape.width // 32
-    # transformers' default deviation of 0.02 suits widths of thousands; at these it costs a narrow
-    # and deep model half of a short run.
+    # transformers' default deviation of 0.02 suits widths of thousands; a narrow and deep model
+    # begins to learn late with it.
     deviation = 0.7 * shape.width**-0.5
     return LlamaForCausalLM(
         LlamaConfig(
