@@ -1,24 +1,15 @@
-"""What proposes tokens for the target to verify."""
+"""A smaller model as drafter."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from selftrain.decoding.cache import SlotCache
+from selftrain.decoding.drafters.protocol import Draft
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.sampler import warp
 from selftrain.ops.warp import inverse_cdf
-
-
-class Draft(NamedTuple):
-    """Proposed tokens and the laws that they were drawn from."""
-
-    tokens: Tensor
-    """Ids ``[batch, drafted]``."""
-    logits: Tensor | None
-    """Warped logits ``[batch, drafted, vocab]``; None when greedy."""
 
 
 class ModelDraft:

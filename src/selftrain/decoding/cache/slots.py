@@ -1,0 +1,152 @@
+"""Slots: keys and values at per-row places, so that rolling back is free.
+
+A row's token at index ``t`` of its own sequence lives in slot ``t``, whatever the other rows do,
+and a query at position ``t`` sees slots ``0..t``. Rolling a row back is therefore free: the next
+tokens overwrite what was rejected, and until then no query can see it. Prompts of different length
+need no padding rules: what lies beyond a row's length is overwritten before it becomes visible.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class _Write:
+    """Where the forward that is under way puts its keys and values."""
+
+    positions: Tensor  # [batch, new]
+    rows: Tensor  # [batch, 1]
+    extent: int  # slots in use afterwards
+
+
+class _SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, ``[batch, heads, capacity, head_dim]``."""
+
+    is_sliding = False
+    keys: Tensor  # pyrefly: ignore[bad-override]
+    values: Tensor  # pyrefly: ignore[bad-override]
+
+    def __init__(self, capacity: int, write: _Write) -> None:
+        super().__init__()
+        self.capacity, self.write = capacity, write
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        batch = key_states.shape[0]
+        # Zeros, not empty: a masked slot still meets the softmax, where 0 * NaN would be NaN.
+        self.keys, self.values = (
+            x.new_zeros(batch, x.shape[1], self.capacity, x.shape[3])
+            for x in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        extent, new = self.write.extent, key_states.shape[2]
+        if key_states.shape[0] == 1:  # one row writes one stretch: several times cheaper
+            self.keys[:, :, extent - new : extent] = key_states
+            self.values[:, :, extent - new : extent] = value_states
+        else:
+            rows, positions = self.write.rows, self.write.positions
+            self.keys[rows, :, positions] = key_states.transpose(1, 2)
+            self.values[rows, :, positions] = value_states.transpose(1, 2)
+        return self.keys[:, :, :extent], self.values[:, :, :extent]
+
+    def get_seq_length(self) -> int:
+        return self.write.extent
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.write.extent, 0
+
+    def get_max_length(self) -> int:
+        return self.capacity
+
+
+class SlotCache:
+    """A causal language model together with its slots for a batch of rows.
+
+    Args:
+        model: A model for which :func:`slot_obstacle` returns None.
+        capacity: Most tokens that a row can hold.
+    """
+
+    def __init__(self, model: nn.Module, *, capacity: int) -> None:
+        self.model = model
+        self.capacity = capacity
+        self._write = _Write()
+        config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
+        self._additive = config._attn_implementation != "sdpa"
+        self._layers = [_SlotLayer(capacity, self._write) for _ in range(config.num_hidden_layers)]
+        self._cache = Cache(layers=list(self._layers))
+        self._last_logits = _last_logits_argument(model)
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, *, extent: int, last_only: bool = False
+    ) -> Tensor:
+        """Feed tokens at the given positions of their rows and return the logits after each.
+
+        Args:
+            tokens: Ids ``[batch, new]``.
+            positions: Their indices in their own rows ``[batch, new]``. For a single row they must
+                be consecutive and end at ``extent - 1``.
+            extent: One more than the largest position: known to the host, so that reading it from
+                the device is not needed.
+            last_only: Spare the head the other positions; the result then has ``new = 1``.
+
+        Returns:
+            Logits ``[batch, new, vocab]`` in the model's dtype.
+        """
+        self._write.positions, self._write.extent = positions, extent
+        self._write.rows = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(1)
+        slots = torch.arange(extent, device=tokens.device)
+        mask = (slots <= positions.unsqueeze(-1)).unsqueeze(1)
+        if self._additive:
+            dtype = next(self.model.parameters()).dtype
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
+        keep = {self._last_logits: 1} if last_only and self._last_logits else {}
+        logits = self.model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+            **keep,
+        ).logits
+        return logits[:, -1:] if last_only else logits
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Store the keys and values of ``prompts``, one row each; empty prompts are allowed."""
+        longest = max(map(len, prompts))
+        if longest == 0:
+            return
+        device = next(self.model.parameters()).device
+        rows = [[*p, *([0] * (longest - len(p)))] for p in prompts]
+        tokens = torch.tensor(rows, device=device)
+        positions = torch.arange(longest, device=device).expand_as(tokens)
+        self.forward(tokens, positions, extent=longest, last_only=True)
+
+    def fork(self, rows: Tensor) -> "SlotCache":
+        """Return a new cache holding a copy of the given rows, repeated as often as they occur."""
+        other = SlotCache(self.model, capacity=self.capacity)
+        for mine, theirs in zip(self._layers, other._layers, strict=True):
+            if mine.is_initialized:
+                theirs.keys, theirs.values = mine.keys[rows], mine.values[rows]
+                theirs.is_initialized = True
+        return other
+
+    def select(self, rows: Tensor) -> None:
+        """Keep, repeat or reorder rows by index; a no-op before anything was stored."""
+        for layer in self._layers:
+            if layer.is_initialized:
+                layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+
+
+def _last_logits_argument(model: nn.Module) -> str | None:
+    parameters = inspect.signature(model.forward).parameters
+    return "logits_to_keep" if "logits_to_keep" in parameters else None
