@@ -61,10 +61,10 @@ def verify_tokens(
     Raises:
         ValueError: If the shapes do not belong together; different vocabularies among them.
     """
-    block = _Drafted.of(target_logits, draft_logits, draft_tokens)
+    block = _drafted(target_logits, draft_logits, draft_tokens)
     # Strict, and u may be 0: a token that the target never samples cannot stand.
     num_accepted = (accept_uniforms < block.ratio).long().cumprod(-1).sum(-1)
-    return block.verdict(num_accepted, emit_uniforms)
+    return _verdict(block, num_accepted, emit_uniforms)
 
 
 def verify_block(
@@ -84,8 +84,9 @@ def verify_block(
               S_i = \sum_v \max(0, \pi_i p_{i+1}(v) - q_{i+1}(v)), \quad h_K = \pi_K,
 
     and the next token comes from the summands of :math:`S_i`, normalised, or from :math:`p_{K+1}`.
-    Given the drafted tokens, at least i stand with probability :math:`\pi_i`: the expected number
-    is never less than that of :func:`verify_tokens`, and the same for one token or a one-hot draft.
+    Given the first i drafted tokens, all of them stand with probability :math:`\pi_i`: the expected
+    number is never less than that of :func:`verify_tokens`, and the same for one token or a one-hot
+    draft.
     Source: Sun et al., "Block verification accelerates speculative decoding", arXiv 2403.10444.
 
     The noise must be fresh in each block, even at positions that an earlier block had tested: the
@@ -105,12 +106,12 @@ def verify_block(
     Raises:
         ValueError: If the shapes do not belong together; different vocabularies among them.
     """
-    block = _Drafted.of(target_logits, draft_logits, draft_tokens)
+    block = _drafted(target_logits, draft_logits, draft_tokens)
     num_places = target_logits.shape[1]
     # A walk of log ratios with a ceiling at 0 is the free walk less its running maximum.
     walk = torch.nn.functional.pad(block.ratio.log().cumsum(-1), (1, 0))
     pi = (walk - walk.cummax(-1).values).exp()
-    mass = block.residual_mass(pi)
+    mass = _residual_mass(block, pi)
     room = 1 - pi[:, 1:-1]
     # 0/0, certain so far and p = q next: any h will do there, since the residual it leads to has
     # no mass. In general an error in h_i counts by S_i, so rounding in 1 - pi does no harm.
@@ -120,7 +121,7 @@ def verify_block(
     h = torch.where(place == last, pi[:, 1:], torch.nn.functional.pad(h, (0, 1))[:, : len(place)])
     stands = (accept_uniforms < h) & (place <= last)
     num_accepted = torch.nn.functional.pad(stands * place, (1, 0)).amax(-1)
-    return block.verdict(num_accepted, emit_uniforms, pi)
+    return _verdict(block, num_accepted, emit_uniforms, pi)
 
 
 def verify_greedy(
@@ -231,61 +232,64 @@ class _Drafted(NamedTuple):
     num_drafted: Tensor
     """How many those are ``[B]``."""
 
-    @classmethod
-    def of(
-        cls, target_logits: Tensor, draft_logits: Tensor | None, draft_tokens: Tensor
-    ) -> "_Drafted":
-        _check_shapes(target_logits, draft_logits, draft_tokens)
-        p = _softmax(target_logits)
-        q = None if draft_logits is None else _softmax(draft_logits)
-        tokens = draft_tokens.clamp(min=0)
-        index = tokens.unsqueeze(-1)
-        p_token = p[:, :-1].gather(-1, index).squeeze(-1)
-        ratio = p_token.double()
-        if q is not None:
-            ratio = ratio / q.gather(-1, index).squeeze(-1)
-        # A token of no mass under q (ratio inf or NaN) was not drawn from q. To stop before it is
-        # right whatever it came from; to accept it would not be.
-        fit = (draft_tokens >= 0) & (ratio < torch.inf)
-        places = fit.long().cumprod(-1)
-        proposed = places > 0
-        ratio = torch.where(proposed, ratio, 0.0)
-        return cls(p, q, tokens, p_token, ratio, proposed, places.sum(-1))
 
-    def residual_mass(self, pi: Tensor) -> Tensor:
-        """Return the masses S_1 .. S_{K-1} of block verification, float64 ``[B, K - 1]``."""
-        if self.q is None:  # q is one-hot: only the drafted token leaves the residual
-            return pi[:, 1:-1] * (1 - self.p_token[:, 1:].double())
-        p, q = self.p[:, 1:-1], self.q[:, 1:]
-        return (p * pi[:, 1:-1, None].to(p.dtype)).sub_(q).clamp_(min=0).sum(-1).double()
+def _drafted(target_logits: Tensor, draft_logits: Tensor | None, draft_tokens: Tensor) -> _Drafted:
+    _check_shapes(target_logits, draft_logits, draft_tokens)
+    p = _softmax(target_logits)
+    q = None if draft_logits is None else _softmax(draft_logits)
+    tokens = draft_tokens.clamp(min=0)
+    index = tokens.unsqueeze(-1)
+    p_token = p[:, :-1].gather(-1, index).squeeze(-1)
+    ratio = p_token.double()
+    if q is not None:
+        ratio = ratio / q.gather(-1, index).squeeze(-1)
+    # A token of no mass under q (ratio inf or NaN) was not drawn from q. To stop before it is
+    # right whatever it came from; to accept it would not be.
+    fit = (draft_tokens >= 0) & (ratio < torch.inf)
+    places = fit.long().cumprod(-1)
+    proposed = places > 0
+    ratio = torch.where(proposed, ratio, 0.0)
+    return _Drafted(p, q, tokens, p_token, ratio, proposed, places.sum(-1))
 
-    def verdict(
-        self, num_accepted: Tensor, emit_uniforms: Tensor, pi: Tensor | None = None
-    ) -> Verdict:
-        """Sample the next token, after ``num_accepted`` tokens that stand."""
-        num_rows, num_places, _ = self.p.shape
-        row = torch.arange(num_rows, device=self.p.device)
-        p = self.p.flatten(0, 1).index_select(0, row * num_places + num_accepted)
-        weights = p
-        if num_places > 1:
-            rejected = (num_accepted < self.num_drafted).unsqueeze(-1)
-            slot = num_accepted.clamp(max=num_places - 2)
-            if self.q is None:
-                token = self.tokens.gather(1, slot.unsqueeze(1))
-                weights = torch.where(rejected, _unless_empty(p.scatter(1, token, 0.0), p), p)
-            else:
-                q = self.q.flatten(0, 1).index_select(0, row * (num_places - 1) + slot)
-                scale = None if pi is None else pi.gather(1, num_accepted.unsqueeze(1)).to(p.dtype)
-                weights = torch.where(rejected, _excess(p, q, scale), p)
-        noise = emit_uniforms.gather(1, num_accepted.unsqueeze(1)).squeeze(1)
-        next_tokens = inverse_cdf(weights, noise).masked_fill(p[:, 0].isnan(), -1)
-        return Verdict(num_accepted, next_tokens, self.overlap())
 
-    def overlap(self) -> Tensor:
-        shared = self.p_token
-        if self.q is not None:
-            shared = torch.minimum(self.p[:, :-1], self.q).sum(-1)
-        return torch.where(self.proposed, shared, 0.0)
+def _residual_mass(block: _Drafted, pi: Tensor) -> Tensor:
+    """Return the masses S_1 .. S_{K-1} of block verification, float64 ``[B, K - 1]``."""
+    pi = pi[:, 1:-1]
+    if block.q is None:  # one-hot: only the drafted token leaves the residual
+        return pi * (1 - block.p_token[:, 1:].double())
+    p, q = block.p[:, 1:-1], block.q[:, 1:]
+    return (p * pi.unsqueeze(-1).to(p.dtype)).sub_(q).clamp_(min=0).sum(-1).double()
+
+
+def _verdict(
+    block: _Drafted, num_accepted: Tensor, emit_uniforms: Tensor, pi: Tensor | None = None
+) -> Verdict:
+    """Sample the next token, after ``num_accepted`` tokens that stand."""
+    num_rows, num_places, _ = block.p.shape
+    row = torch.arange(num_rows, device=block.p.device)
+    p = block.p.flatten(0, 1).index_select(0, row * num_places + num_accepted)
+    weights = p
+    if num_places > 1:
+        rejected = (num_accepted < block.num_drafted).unsqueeze(-1)
+        slot = num_accepted.clamp(max=num_places - 2)
+        if block.q is None:
+            token = block.tokens.gather(1, slot.unsqueeze(1))
+            weights = _unless_empty(p.scatter(1, token, 0.0), p)
+        else:
+            q = block.q.flatten(0, 1).index_select(0, row * (num_places - 1) + slot)
+            scale = None if pi is None else pi.gather(1, num_accepted.unsqueeze(1)).to(p.dtype)
+            weights = _excess(p, q, scale)
+        weights = torch.where(rejected, weights, p)
+    noise = emit_uniforms.gather(1, num_accepted.unsqueeze(1)).squeeze(1)
+    next_tokens = inverse_cdf(weights, noise).masked_fill(p[:, 0].isnan(), -1)
+    return Verdict(num_accepted, next_tokens, _overlap(block))
+
+
+def _overlap(block: _Drafted) -> Tensor:
+    shared = block.p_token
+    if block.q is not None:
+        shared = torch.minimum(block.p[:, :-1], block.q).sum(-1)
+    return torch.where(block.proposed, shared, 0.0)
 
 
 def _excess(p: Tensor, q: Tensor, scale: Tensor | None) -> Tensor:
