@@ -62,9 +62,7 @@ def verify_tokens(
         ValueError: If the shapes do not belong together; different vocabularies among them.
     """
     block = _drafted(target_logits, draft_logits, draft_tokens)
-    # Strict, and u may be 0: a token that the target never samples cannot stand.
-    num_accepted = (accept_uniforms < block.ratio).cumprod(-1).sum(-1)
-    return _verdict(block, num_accepted, emit_uniforms)
+    return _token_rule(block, accept_uniforms, emit_uniforms)
 
 
 def verify_block(
@@ -107,16 +105,7 @@ def verify_block(
         ValueError: If the shapes do not belong together; different vocabularies among them.
     """
     block = _drafted(target_logits, draft_logits, draft_tokens)
-    # A walk of log ratios with a ceiling at 0 is the free walk less its running maximum.
-    walk = torch.nn.functional.pad(block.ratio.log().cumsum(-1), (1, 0))
-    pi = (walk - walk.cummax(-1).values).exp()
-    mass = _residual_mass(block, pi)
-    # u < h without its division: at 0/0, certain so far and p = q next, any h would do, since the
-    # residual that it leads to has no mass. In general an error in h_i counts by S_i, so rounding
-    # in 1 - pi does no harm.
-    stands = accept_uniforms * (mass + (1 - pi[:, 1:])) < mass
-    num_accepted = stands.flip(-1).cummax(-1).values.sum(-1)
-    return _verdict(block, num_accepted, emit_uniforms, pi)
+    return _block_rule(block, accept_uniforms, emit_uniforms)
 
 
 def verify_greedy(
@@ -247,38 +236,75 @@ def _drafted(target_logits: Tensor, draft_logits: Tensor | None, draft_tokens: T
     return _Drafted(p, q, tokens, p_token, ratio.masked_fill(void, 0), void, places.sum(-1))
 
 
-def _residual_mass(block: _Drafted, pi: Tensor) -> Tensor:
-    """Return S_1 .. S_K of block verification, with pi_i where no draft follows (its q is 0)."""
-    last, pi = pi[:, -1:], pi[:, 1:-1]
+def _token_rule(block: _Drafted, accept_uniforms: Tensor, emit_uniforms: Tensor) -> Verdict:
+    # Strict, and u may be 0: a token that the target never samples cannot stand.
+    num_accepted = (accept_uniforms < block.ratio).cumprod(-1).sum(-1)
+    return _verdict(block, num_accepted, emit_uniforms)
+
+
+def _block_rule(
+    block: _Drafted, accept_uniforms: Tensor, emit_uniforms: Tensor, *, draft_share: float = 0.0
+) -> Verdict:
+    """Verify by prefixes; with a share w, against the law (1 - w) p + w q that ``ratio`` is of."""
+    # A walk of log ratios with a ceiling at 0 is the free walk less its running maximum.
+    walk = torch.nn.functional.pad(block.ratio.log().cumsum(-1), (1, 0))
+    pi = (walk - walk.cummax(-1).values).exp()
+    scale, rest = pi, None
+    if draft_share:  # pi ((1 - w) p + w q) - q = rest (scale p - q)
+        rest = 1 - draft_share * pi
+        scale = (1 - draft_share) * pi / rest.clamp(min=torch.finfo(rest.dtype).tiny)
+    mass = _residual_mass(block, scale[:, 1:-1])
+    if rest is not None:
+        mass = mass * rest[:, 1:-1]
+    # Where no draft follows, q is 0 and S_i = pi_i; this makes h_i = pi_i.
+    mass = torch.where(block.void[:, 1:], pi[:, 1:-1], mass)
+    mass = torch.cat([mass, pi[:, -1:]], -1)[:, : block.void.shape[1]]
+    # u < h without its division: at 0/0, certain so far and p = q next, any h would do, since the
+    # residual that it leads to has no mass. In general an error in h_i counts by S_i, so rounding
+    # in 1 - pi does no harm.
+    stands = accept_uniforms * (mass + (1 - pi[:, 1:])) < mass
+    num_accepted = stands.flip(-1).cummax(-1).values.sum(-1)
+    return _verdict(block, num_accepted, emit_uniforms, scale)
+
+
+def _residual_mass(block: _Drafted, scale: Tensor) -> Tensor:
+    """Return sum_v max(0, scale_i p_{i+1} - q_{i+1}) for the prefixes of 1 to K - 1 tokens."""
     if block.q is None:  # one-hot: only the drafted token leaves the residual
-        mass = pi * (1 - block.p_token[:, 1:].double())
-    else:
-        p, q = block.p[:, 1:-1], block.q[:, 1:]
-        mass = (p * pi.unsqueeze(-1).to(p.dtype)).sub_(q).clamp_(min=0).sum(-1)
-    mass = torch.where(block.void[:, 1:], pi, mass)
-    return torch.cat([mass, last], -1)[:, : block.void.shape[1]]
+        return scale * (1 - block.p_token[:, 1:].double())
+    p, q = block.p[:, 1:-1], block.q[:, 1:]
+    return (p * scale.unsqueeze(-1).to(p.dtype)).sub_(q).clamp_(min=0).sum(-1)
 
 
 def _verdict(
-    block: _Drafted, num_accepted: Tensor, emit_uniforms: Tensor, pi: Tensor | None = None
+    block: _Drafted, num_accepted: Tensor, emit_uniforms: Tensor, scale: Tensor | None = None
 ) -> Verdict:
     """Sample the next token, after ``num_accepted`` tokens that stand."""
     num_drafted = block.void.shape[1]
-    place = num_accepted.unsqueeze(1)
     p = _rows(block.p, num_accepted)
-    weights = p
+    weights = None
     if num_drafted:
         slot = num_accepted.clamp(max=num_drafted - 1)
         if block.q is None:
             weights = p.scatter(1, block.tokens.gather(1, slot.unsqueeze(1)), 0.0)
         else:
-            scale = None if pi is None else pi.gather(1, place)
-            weights = _excess(p, _rows(block.q, slot), scale)
-        left = weights.sum(-1, keepdim=True) > 0
-        weights = torch.where(left & (place < block.num_drafted.unsqueeze(1)), weights, p)
-    next_tokens = inverse_cdf(weights, emit_uniforms.gather(1, place).squeeze(1))
-    next_tokens = next_tokens.masked_fill(p[:, 0].isnan(), -1)
+            factor = None if scale is None else scale.gather(1, num_accepted.unsqueeze(1))
+            weights = _excess(p, _rows(block.q, slot), factor)
+    next_tokens = _emit(block, num_accepted, emit_uniforms, p, weights)
     return Verdict(num_accepted, next_tokens, _overlap(block))
+
+
+def _emit(
+    block: _Drafted, num_accepted: Tensor, emit_uniforms: Tensor, p: Tensor, weights: Tensor | None
+) -> Tensor:
+    """Sample from ``weights`` where a drafted token fell, else from the target's ``p``."""
+    place = num_accepted.unsqueeze(1)
+    law = p
+    if weights is not None:
+        # p and q equal up to rounding leave no residual, though rounding may also have refused.
+        left = weights.sum(-1, keepdim=True) > 0
+        law = torch.where(left & (place < block.num_drafted.unsqueeze(1)), weights, p)
+    next_tokens = inverse_cdf(law, emit_uniforms.gather(1, place).squeeze(1))
+    return next_tokens.masked_fill(p[:, 0].isnan(), -1)
 
 
 def _rows(laws: Tensor, place: Tensor) -> Tensor:
