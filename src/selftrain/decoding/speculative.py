@@ -16,17 +16,18 @@ from selftrain.decoding.outcome import SpeculativeOutput
 from selftrain.decoding.pacing import AutoPacer, FixedPacer
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.processing import Processor, check_processors
-from selftrain.decoding.rules import Verifier, rule_for
+from selftrain.decoding.rules import Verifier, check_lenience, rule_for
 from selftrain.decoding.sampler import check_room, row_seeds_of
 from selftrain.decoding.stopping import Stopping, StopScan, resolve_eos
 from selftrain.decoding.streaming import RowStream, Sink, sink_of
 from selftrain.nn.modes import training_mode
+from selftrain.ops.lenience import LenienceRule
 
 
 class SpeculativeDecoder:
     """Exact speculative decoding of a target model with the help of a draft model.
 
-    The output law is the target's own, whatever the draft: greedy output is the target's greedy
+    The output law is the target's own, whatever the draft (unless lenience is asked for): greedy output is the target's greedy
     output, sampled output has the target's distribution under the same warping. Rows of a batch
     accept different numbers of tokens and do not influence one another.
     Source: Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318.
@@ -41,6 +42,8 @@ class SpeculativeDecoder:
         verifier: How proposals are tested at temperatures above 0. "block", the default, accepts
             most; "token" is the rule of the first papers; "coupled" gives, seed for seed, the
             tokens of plain sampling (``num_draft_tokens=0`` with the same verifier).
+        lenience: A rule of :mod:`selftrain.ops` that accepts more, at the price of another output
+            law: the statistics then say ``lossless=False`` and bound the distance.
 
     Raises:
         TypeError: If a model cannot be driven through slots; the message says why.
@@ -61,10 +64,12 @@ class SpeculativeDecoder:
         tokenizer: PreTrainedTokenizerBase | None = None,
         num_draft_tokens: int | Literal["auto"] = 5,
         verifier: Verifier | None = None,
+        lenience: LenienceRule | None = None,
     ) -> None:
         if num_draft_tokens != "auto":
             check_int("num_draft_tokens", num_draft_tokens, low=0)
         check_choice("verifier", verifier, (None, "token", "block", "coupled"))
+        check_lenience(verifier, lenience)
         obstacle = slot_obstacle(target)
         if obstacle is not None:
             raise TypeError(f"the target cannot be used for speculative decoding: {obstacle}.")
@@ -75,7 +80,8 @@ class SpeculativeDecoder:
         )
         self.drafter.check(target)
         self.target, self.tokenizer = target, tokenizer
-        self.num_draft_tokens, self.verifier = num_draft_tokens, verifier
+        self.num_draft_tokens = num_draft_tokens
+        self.verifier, self.lenience = verifier, lenience
 
     def generate(
         self,
@@ -128,7 +134,7 @@ class SpeculativeDecoder:
         return SpeculativeOutput(
             sequences=_assemble(input_ids, run.new, self._pad_id(eos)),
             lengths=torch.tensor([len(row) for row in run.new], device=input_ids.device),
-            stats=run.stats(lossless=True),
+            stats=run.stats(lossless=self.lenience is None or self.lenience.lossless),
             blocks=run.blocks() if return_blocks else (),
         )
 
@@ -158,7 +164,7 @@ class SpeculativeDecoder:
             session,
             prompts=prompts,
             max_new_tokens=params.max_new_tokens,
-            rule=rule_for(params, self.verifier),
+            rule=rule_for(params, self.verifier, self.lenience),
             pacer=pacer,
             seeds=seeds,
             stops=[StopScan(stopping) for _ in prompts],
