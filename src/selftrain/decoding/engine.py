@@ -227,7 +227,7 @@ class Run:
             num_accepted=sum(sum(b.accepted) for b in self.counts),
             total_overlap=sum(b.overlap() for b in self.counts),
             lossless=lossless,
-            tv_bound=min(1.0, max(distortion)),
+            tv_bound=0.0 if lossless else min(1.0, max(distortion)),
         )
 
     def blocks(self) -> tuple[Block, ...]:

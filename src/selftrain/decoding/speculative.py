@@ -1,7 +1,7 @@
 """Speculative decoding: a draft proposes, the target verifies many tokens in one forward."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from selftrain._core.checks import check_choice, check_int
 from selftrain.decoding.cache import SlotCache, slot_obstacle
+from selftrain.decoding.custom_generate import as_custom_generate
 from selftrain.decoding.drafters import Drafter, ModelDrafter, Setting
 from selftrain.decoding.engine import Run
 from selftrain.decoding.outcome import SpeculativeOutput
@@ -27,9 +28,10 @@ from selftrain.ops.lenience import LenienceRule
 class SpeculativeDecoder:
     """Exact speculative decoding of a target model with the help of a draft model.
 
-    The output law is the target's own, whatever the draft (unless lenience is asked for): greedy output is the target's greedy
-    output, sampled output has the target's distribution under the same warping. Rows of a batch
-    accept different numbers of tokens and do not influence one another.
+    The output law is the target's own, whatever the draft (unless lenience is asked for): greedy
+    output is the target's greedy output, sampled output has the target's distribution under the
+    same warping. Rows of a batch accept different numbers of tokens and do not influence one
+    another.
     Source: Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318.
 
     Args:
@@ -116,21 +118,52 @@ class SpeculativeDecoder:
                 mask, there is no room in a model's positions, a processor cannot look ahead, or
                 logits become NaN.
         """
-        params = params or SamplingParams()
+        sink, finish = sink_of(streamer, input_ids) if streamer is not None else (None, None)
+        output = self._decode(
+            input_ids,
+            attention_mask=attention_mask,
+            params=params or SamplingParams(),
+            eos_token_ids=eos_token_ids,
+            processors=check_processors(logits_processor),
+            sink=sink,
+            seeds=seeds,
+            return_blocks=return_blocks,
+        )
+        if finish is not None:
+            finish()
+        return output
+
+    def as_custom_generate(self) -> Callable[..., Any]:
+        """Return what ``target.generate`` of transformers takes as ``custom_generate``.
+
+        Example:
+            >>> loop = decoder.as_custom_generate()  # doctest: +SKIP
+            >>> target.generate(input_ids, custom_generate=loop)  # doctest: +SKIP
+        """
+        return as_custom_generate(self)
+
+    def _decode(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None,
+        params: SamplingParams,
+        eos_token_ids: int | Sequence[int] | None,
+        processors: Sequence[Processor],
+        sink: Sink | None,
+        seeds: Sequence[int] | None = None,
+        return_blocks: bool = False,
+    ) -> SpeculativeOutput:
         prompts = _prompts(input_ids, attention_mask)
-        processors = check_processors(logits_processor)
         check_room(prompts, params.max_new_tokens, self.target, "target")
         per_row = None if seeds is None else [[s] for s in seeds]
         row_seeds = [s[0] for s in row_seeds_of(len(prompts), 1, params, per_row)]
         eos = resolve_eos(self.target, self.tokenizer, eos_token_ids)
         stopping = Stopping(eos, params.stop, self.tokenizer)
-        sink, finish = sink_of(streamer, input_ids) if streamer is not None else (None, None)
         with torch.inference_mode(), training_mode(False, self.target, *self.drafter.models):
             run = self._begin(prompts, params, row_seeds, stopping, sink, processors)
             while run.active:
                 run.block()
-        if finish is not None:
-            finish()
         return SpeculativeOutput(
             sequences=_assemble(input_ids, run.new, self._pad_id(eos)),
             lengths=torch.tensor([len(row) for row in run.new], device=input_ids.device),
