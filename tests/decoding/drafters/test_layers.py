@@ -43,7 +43,7 @@ def test_the_cut_scores_as_a_model_of_that_many_layers(make_model, name):
 def test_what_cannot_be_cut_is_refused(make_llama, make_model):
     with pytest.raises(ValueError, match="num_layers"):
         first_layers(make_llama(), 3)
-    with pytest.raises(TypeError, match="says num_hidden_layers"):
+    with pytest.raises(TypeError, match="says its num_hidden_layers"):
         first_layers(torch.nn.Linear(2, 2), 1)
     model = make_llama()
     model.forward = model.forward

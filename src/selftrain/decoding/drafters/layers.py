@@ -33,7 +33,7 @@ def first_layers(model: nn.Module, num_layers: int) -> Any:
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "num_hidden_layers"):
         raise TypeError(
-            f"cannot cut {type(model).__name__}: it has no configuration that says num_hidden_layers."
+            f"cannot cut {type(model).__name__}: no configuration says its num_hidden_layers."
         )
     check_int("num_layers", num_layers, low=1, high=config.num_hidden_layers)
     shorter = copy.deepcopy(config)
