@@ -86,7 +86,7 @@ def test_the_draft_reads_and_writes_the_targets_slots(make_llama):
         cache.prefill([p[:-1] for p in prompts])
         session = LayerDrafter(2).start(setting)
         for keep in ([1, 3], [0, 2], [3, 0]):
-            rows = Rows(tokens, lengths, torch.tensor([15, 15]), int(lengths.max()))
+            rows = Rows(tokens, lengths, torch.tensor([15, 15]), tuple(lengths.tolist()))
             draft = session.propose(rows, 3, lambda logits, slot: (logits.argmax(-1), None))
             assert draft.logits is None
             assert draft.tokens.tolist() == [greedy(0, 3), greedy(1, 3)]
@@ -104,6 +104,6 @@ def test_the_draft_reads_and_writes_the_targets_slots(make_llama):
         cache.select(torch.tensor([1]))
         session.select(torch.tensor([1]))
         tokens, lengths = tokens[1:], lengths[1:]
-        rows = Rows(tokens, lengths, torch.tensor([15]), int(lengths))
+        rows = Rows(tokens, lengths, torch.tensor([15]), tuple(lengths.tolist()))
         draft = session.propose(rows, 2, lambda logits, slot: (logits.argmax(-1), None))
         assert draft.tokens.tolist() == [greedy(0, 2)]

@@ -16,7 +16,7 @@ def propose(texts, num_tokens, *, room=100, **settings):
     # What lies beyond a row's length is void: here the most misleading thing there could be.
     tokens = torch.tensor([[*t, *([t[-1]] * (longest + 4 - len(t)))] for t in texts])
     lengths = torch.tensor([len(t) for t in texts])
-    rows = Rows(tokens, lengths, lengths - 1 + room, longest)
+    rows = Rows(tokens, lengths, lengths - 1 + room, tuple(map(len, texts)))
     draft = NGramDrafter(**settings).propose(rows, num_tokens, never)
     assert draft.logits is None
     return draft.tokens.tolist()

@@ -99,6 +99,11 @@ class LayerDrafter:
         check_int("num_layers", num_layers, low=1)
         self.num_layers = num_layers
 
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """None besides the target."""
+        return ()
+
     def check(self, target: PreTrainedModel) -> None:
         """Raise ``TypeError`` if the target cannot be cut, ``ValueError`` if it is not longer."""
         view = first_layers(target, self.num_layers)

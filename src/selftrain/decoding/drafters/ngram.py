@@ -1,7 +1,7 @@
 """Prompt lookup: what followed the last time, follows again."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from selftrain._core.checks import check_int
@@ -29,6 +29,11 @@ class NGramDrafter:
         check_int("max_ngram", max_ngram, low=1)
         check_int("min_ngram", min_ngram, low=1, high=max_ngram)
         self.max_ngram, self.min_ngram = max_ngram, min_ngram
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """None at all."""
+        return ()
 
     def check(self, target: PreTrainedModel) -> None:
         """Accept every target: only its tokens are read."""
