@@ -1,10 +1,15 @@
 """Every drafter at work: the output is the target's, and some proposals stand."""
 
+import copy
+
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from selftrain.decoding.drafters.layers import LayerDrafter
+from selftrain.decoding.drafters.layers import LayerDrafter, first_layers
 from selftrain.decoding.drafters.ngram import NGramDrafter
+from selftrain.decoding.drafters.vocabulary import VocabularyDrafter
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.speculative import SpeculativeDecoder
 
@@ -25,15 +30,19 @@ def target(make_llama):
     return model
 
 
-DRAFTERS = {
-    "ngram": lambda target: NGramDrafter(),
-    "layers": lambda target: LayerDrafter(2),
-}
-
-
-@pytest.fixture(params=DRAFTERS)
-def drafter(request, target):
-    return DRAFTERS[request.param](target)
+@pytest.fixture(params=["ngram", "layers", "vocabulary"])
+def drafter(request, target, char_tokenizer):
+    if request.param == "ngram":
+        return NGramDrafter()
+    if request.param == "layers":
+        return LayerDrafter(2)
+    # Its first layers as a model of their own, with other characters in place of every fourth.
+    names = char_tokenizer.convert_ids_to_tokens(range(len(char_tokenizer)))
+    vocab = {chr(0x100 + i) if i % 4 == 3 else name: i for i, name in enumerate(names)}
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    other = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>", unk_token="<unk>")
+    return VocabularyDrafter(copy.deepcopy(first_layers(target, 2)), other, char_tokenizer)
 
 
 @pytest.mark.parametrize("num_draft_tokens", [1, 3, 40])
