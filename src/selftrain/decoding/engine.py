@@ -8,7 +8,6 @@ Legend: ``B`` batch, ``K`` drafted tokens, ``V`` vocabulary.
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from selftrain.decoding.cache import SlotCache
 from selftrain.decoding.drafters.protocol import Draft, DraftSession, Rows
 from selftrain.decoding.noise import BlockNoise, Noise
 from selftrain.decoding.outcome import Block, SpeculativeStats
+from selftrain.decoding.pacing import Pacer
 from selftrain.decoding.processing import Processor, process
 from selftrain.decoding.rules import Rule
 from selftrain.decoding.stopping import StopScan
@@ -29,37 +29,6 @@ _NAN = (
 )
 
 
-class Pacer(Protocol):
-    """Decides how many tokens to draft."""
-
-    @property
-    def max_draft_tokens(self) -> int:
-        """The most that it will ever ask for."""
-        ...
-
-    def next(self) -> int:
-        """Return the number of tokens to draft in the coming block; 0 is plain decoding."""
-        ...
-
-    def observe(self, num_drafted: int, seconds: float, verdicts: "BlockCounts") -> None:
-        """Learn how the block went."""
-        ...
-
-
-class FixedPacer:
-    """Always the same number of draft tokens."""
-
-    def __init__(self, num_draft_tokens: int) -> None:
-        self.max_draft_tokens = num_draft_tokens
-
-    def next(self) -> int:
-        """Return that number."""
-        return self.max_draft_tokens
-
-    def observe(self, num_drafted: int, seconds: float, verdicts: "BlockCounts") -> None:
-        """Learn nothing."""
-
-
 class BlockCounts:
     """What the host knows of a block, row by row."""
 
@@ -70,7 +39,7 @@ class BlockCounts:
         self.drafted = [[t for t in o[2:] if t >= 0] for o in outcome]
         # A row tests its proposals up to the first that falls.
         self.tested = [min(a + 1, len(d)) for a, d in zip(self.accepted, self.drafted, strict=True)]
-        self._verdict = verdict
+        self._overlap, self._distortion = verdict.overlap, getattr(verdict, "distortion", None)
 
     def emitted(self) -> list[list[int]]:
         """Return the tokens that each row gained, before anything is cut off."""
@@ -79,12 +48,13 @@ class BlockCounts:
 
     def overlap(self) -> float:
         """Return the sum of acceptance probabilities over what was tested."""
-        return sum(self._visited(self._verdict.overlap))
+        return sum(self._visited(self._overlap))
 
     def distortion(self) -> list[float]:
         """Return each row's total distance from the target's law; 0 where lossless."""
-        distortion = getattr(self._verdict, "distortion", None)
-        return [0.0] * len(self.rows) if distortion is None else self._visited(distortion)
+        if self._distortion is None:
+            return [0.0] * len(self.rows)
+        return self._visited(self._distortion)
 
     def _visited(self, values: Tensor) -> list[float]:
         if values.shape[1] == 0:
@@ -161,7 +131,14 @@ class Run:
         counts = self._read(draft, verdict)
         self.counts.append(counts)
         self._retire(counts)
-        self.pacer.observe(num_drafted, time.perf_counter() - began, counts)
+        self.pacer.observe(
+            num_drafted,
+            time.perf_counter() - began,
+            num_rows=len(counts.rows),
+            num_emitted=sum(counts.accepted) + len(counts.rows),
+            num_tested=sum(counts.tested),
+            overlap=counts.overlap(),
+        )
 
     def _propose(self, lengths: list[int], num_drafted: int, noise: BlockNoise) -> Draft:
         if num_drafted == 0 or self.session is None:

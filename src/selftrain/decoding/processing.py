@@ -62,7 +62,11 @@ def process(
     for row, text in zip(scores, texts, strict=True):
         ids = torch.tensor([list(text)], device=logits.device).clamp(min=0)
         first = ids.shape[1] - num_places + 1
-        rows.append(
-            torch.cat([processors(ids[:, : first + i], row[i : i + 1]) for i in range(num_places)])
-        )
+        places = []
+        for place in range(num_places):
+            scored = row[place : place + 1]
+            for processor in processors:
+                scored = processor(ids[:, : first + place], scored)
+            places.append(scored)
+        rows.append(torch.cat(places))
     return torch.stack(rows)

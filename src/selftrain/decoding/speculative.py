@@ -11,8 +11,9 @@ from transformers.generation.streamers import BaseStreamer
 from selftrain._core.checks import check_choice, check_int
 from selftrain.decoding.cache import SlotCache, slot_obstacle
 from selftrain.decoding.drafters import Drafter, ModelDrafter, Setting
-from selftrain.decoding.engine import FixedPacer, Run
+from selftrain.decoding.engine import Run
 from selftrain.decoding.outcome import SpeculativeOutput
+from selftrain.decoding.pacing import AutoPacer, FixedPacer
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.processing import Processor, check_processors
 from selftrain.decoding.rules import Verifier, rule_for
@@ -35,7 +36,11 @@ class SpeculativeDecoder:
         draft: A smaller model over the same vocabulary.
         tokenizer: Needed for stop strings, and where the models' numbers of logits differ by
             padding.
-        num_draft_tokens: Tokens proposed per block; 0 is plain decoding.
+        num_draft_tokens: Tokens proposed per block; 0 is plain decoding. "auto" measures while it
+            decodes and picks the number that is fastest, 0 where drafting does not pay.
+        verifier: How proposals are tested at temperatures above 0. "block", the default, accepts
+            most; "token" is the rule of the first papers; "coupled" gives, seed for seed, the
+            tokens of plain sampling (``num_draft_tokens=0`` with the same verifier).
 
     Raises:
         TypeError: If a model cannot be driven through slots; the message says why.
@@ -136,7 +141,8 @@ class SpeculativeDecoder:
         sink: Sink | None,
         processors: Sequence[Processor],
     ) -> Run:
-        pacer = FixedPacer(self.num_draft_tokens)
+        num = self.num_draft_tokens
+        pacer = AutoPacer() if num == "auto" else FixedPacer(num)
         # One row may be about to end while another has room for a whole block.
         capacity = max(map(len, prompts)) + params.max_new_tokens + pacer.max_draft_tokens
         cache = SlotCache(self.target, capacity=capacity)
