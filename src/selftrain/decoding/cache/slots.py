@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from selftrain.decoding.cache.masks import MaskPlan
+
 
 class _Write:
     """Where the forward that is under way puts its keys and values."""
@@ -81,7 +83,7 @@ class SlotCache:
         self.capacity = capacity
         self._write = _Write()
         config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
-        self._additive = config._attn_implementation != "sdpa"
+        self._plan = MaskPlan(model)
         self._layers = [_SlotLayer(capacity, self._write) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
         self._last_logits = _last_logits_argument(model)
@@ -104,15 +106,10 @@ class SlotCache:
         """
         self._write.positions, self._write.extent = positions, extent
         self._write.rows = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(1)
-        slots = torch.arange(extent, device=tokens.device)
-        mask = (slots <= positions.unsqueeze(-1)).unsqueeze(1)
-        if self._additive:
-            dtype = next(self.model.parameters()).dtype
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
         keep = {self._last_logits: 1} if last_only and self._last_logits else {}
         logits = self.model(
             input_ids=tokens,
-            attention_mask=mask,
+            attention_mask=self._plan.build(positions, extent),
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
