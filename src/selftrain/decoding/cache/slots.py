@@ -23,6 +23,7 @@ class _Write:
     positions: Tensor  # [batch, new]
     rows: Tensor  # [batch, 1]
     extent: int  # slots in use afterwards
+    before: int  # and those before it, as far as transformers is concerned
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -61,7 +62,7 @@ class _SlotLayer(CacheLayerMixin):
         return self.keys[:, :, :extent], self.values[:, :, :extent]
 
     def get_seq_length(self) -> int:
-        return self.write.extent
+        return self.write.before
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.write.extent, 0
@@ -105,6 +106,7 @@ class SlotCache:
             Logits ``[batch, new, vocab]`` in the model's dtype.
         """
         self._write.positions, self._write.extent = positions, extent
+        self._write.before = extent - tokens.shape[1]
         self._write.rows = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(1)
         keep = {self._last_logits: 1} if last_only and self._last_logits else {}
         logits = self.model(
