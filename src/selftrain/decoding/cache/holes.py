@@ -9,6 +9,7 @@ counts positions without the holes.
 import copy
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class HoleyCache:
 
     def __init__(self, model: nn.Module, *, capacity: int) -> None:
         self.model, self.capacity = model, capacity
-        self._cache = DynamicCache(config=model.config)  # pyrefly: ignore
+        self._cache: Any = DynamicCache(config=model.config)  # pyrefly: ignore
         self._places: Tensor | None = None  # [batch, slots]: the position of what a slot holds
         parameters = inspect.signature(model.forward).parameters
         self._keeps_last = "logits_to_keep" in parameters

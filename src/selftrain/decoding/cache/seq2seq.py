@@ -31,8 +31,12 @@ class Seq2SeqCache:
         capacity: Most decoder tokens that a row can hold.
         encoder_input_ids: What the rows are decoded from ``[batch, source]``.
         encoder_attention_mask: 1 at the tokens, 0 at padding ``[batch, source]``; default: all 1.
+
+    Raises:
+        ValueError: If the mask has another shape than the ids, or hides a whole row.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         model: nn.Module,
@@ -43,6 +47,7 @@ class Seq2SeqCache:
     ) -> None:
         if encoder_attention_mask is None:
             encoder_attention_mask = torch.ones_like(encoder_input_ids)
+        _check_source(encoder_input_ids, encoder_attention_mask)
         encoded = model.get_encoder()(  # pyrefly: ignore
             input_ids=encoder_input_ids, attention_mask=encoder_attention_mask
         ).last_hidden_state
@@ -81,12 +86,12 @@ class _Decoder(nn.Module):
         self, model: nn.Module, capacity: int, encoded: Tensor, encoder_mask: Tensor
     ) -> None:
         super().__init__()
-        self.model: Any = model
-        decoder = self.model.get_decoder()
-        self.config = decoder.config
-        self.encoded, self.encoder_mask = encoded, encoder_mask
-        self._cross = DynamicCache(config=self.config)
-        self._positions = _positions_of(self.model, capacity)
+        self.model = model
+        self.config = model.get_decoder().config  # pyrefly: ignore
+        self.encoded = encoded
+        self.encoder_mask = _cross_mask(encoder_mask.bool(), encoded.dtype, self.config)
+        self._cross: Any = DynamicCache(config=self.config)
+        self._positions = _positions_of(model, capacity)
 
     def forward(
         self,
@@ -109,12 +114,15 @@ class _Decoder(nn.Module):
 
     def fork(self, rows: Tensor) -> "_Decoder":
         other = copy.copy(self)
-        other._cross = copy.deepcopy(self._cross)
+        other._cross = copy.copy(self._cross)  # its tensors are replaced, never written to
+        other._cross.layers = [copy.copy(layer) for layer in self._cross.layers]
         other.select(rows)
         return other
 
     def select(self, rows: Tensor) -> None:
-        self.encoded, self.encoder_mask = self.encoded[rows], self.encoder_mask[rows]
+        self.encoded = self.encoded[rows]
+        if self.encoder_mask is not None:
+            self.encoder_mask = self.encoder_mask[rows]
         self._cross.reorder_cache(rows)
 
 
@@ -164,6 +172,27 @@ class _AbsolutePositions:
         place = self._decoder.embed_positions(tokens.shape, position_ids=positions.flatten())
         embedded = embedded + place.view_as(embedded) / self._scale
         return {"decoder_inputs_embeds": embedded, "decoder_attention_mask": mask}
+
+
+def _check_source(input_ids: Tensor, mask: Tensor) -> None:
+    if mask.shape != input_ids.shape or input_ids.ndim != 2:
+        raise ValueError(
+            f"encoder_input_ids has shape {tuple(input_ids.shape)}, encoder_attention_mask "
+            f"{tuple(mask.shape)}; both must be [batch, source]."
+        )
+    empty = (~mask.bool().any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"encoder_attention_mask hides all of rows {empty}: nothing to decode.")
+
+
+def _cross_mask(mask: Tensor, dtype: torch.dtype, config: Any) -> Tensor | None:
+    """Prepare the mask over the source once; a plain one would be read back in every forward."""
+    if mask.all():
+        return None
+    mask = mask[:, None, None]  # [batch, 1, 1, source]
+    if config._attn_implementation == "sdpa":
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 def _positions_of(model: Any, capacity: int) -> _RelativeBias | _AbsolutePositions:
