@@ -19,6 +19,12 @@ from selftrain.decoding.cache.seq2seq import Seq2SeqCache
 from selftrain.decoding.cache.slots import SlotCache
 from selftrain.nn.modes import training_mode
 
+CacheKind = Literal["slots", "dynamic"]
+"""Rollback by slots, or by holes in transformers' own cache."""
+
+DecodingCache = SlotCache | HoleyCache | Seq2SeqCache
+"""The caches that can roll back: feeding a position discards what was there and beyond."""
+
 _PROBE_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}  # eager softmax is float32 upstream
 _PROBE_TOLERANCE_HALF = 0.1
 
@@ -82,7 +88,7 @@ def sampling_cache(model: nn.Module) -> type[SlotCache] | type[PaddedCache]:
 
 
 def decoding_cache(
-    model: nn.Module, wanted: Literal["slots", "dynamic"] = "slots", *, role: str = "model"
+    model: nn.Module, wanted: CacheKind = "slots", *, role: str = "model"
 ) -> type[SlotCache] | type[HoleyCache] | type[Seq2SeqCache]:
     """Return the cache class to decode speculatively with: one that can roll back.
 
