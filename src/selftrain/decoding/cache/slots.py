@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from selftrain.decoding.cache.masks import MaskPlan
+
 
 class _Write:
     """Where the forward that is under way puts its keys and values."""
@@ -22,6 +24,7 @@ class _Write:
     slots: Tensor  # [batch, new]
     rows: Tensor  # [batch, 1]
     extent: int  # slots in use afterwards
+    before: int  # and those before it, as far as transformers is concerned
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -60,7 +63,7 @@ class _SlotLayer(CacheLayerMixin):
         return self.keys[:, :, :extent], self.values[:, :, :extent]
 
     def get_seq_length(self) -> int:
-        return self.write.extent
+        return self.write.before
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.write.extent, 0
@@ -82,7 +85,7 @@ class SlotCache:
         self.capacity = capacity
         self._write = _Write()
         config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
-        self._additive = config._attn_implementation != "sdpa"
+        self._plan = MaskPlan(model)
         self._layers = [_SlotLayer(capacity, self._write) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
         self._last_logits = _last_logits_argument(model)
@@ -115,17 +118,12 @@ class SlotCache:
             Logits ``[batch, new, vocab]`` in the model's dtype.
         """
         self._write.slots, self._write.extent = positions if slots is None else slots, extent
+        self._write.before = extent - tokens.shape[1]
         self._write.rows = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(1)
-        if visible is None:
-            visible = torch.arange(extent, device=tokens.device) <= positions.unsqueeze(-1)
-        mask = visible.unsqueeze(1)
-        if self._additive:
-            dtype = next(self.model.parameters()).dtype
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
         keep = {self._last_logits: 1} if last_only and self._last_logits else {}
         logits = self.model(
             input_ids=tokens,
-            attention_mask=mask,
+            attention_mask=self._plan.build(positions, extent, visible=visible),
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -159,7 +157,7 @@ class SlotCache:
         What one of the two writes, the other reads. Rows are selected in this one, not in the view.
         """
         other = copy.copy(self)
-        other.model = model
+        other.model, other._plan = model, MaskPlan(model)
         config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
         other._layers = self._layers[: config.num_hidden_layers]
         other._cache = Cache(layers=list(other._layers))
