@@ -37,7 +37,7 @@ def first_layers(model: nn.Module, num_layers: int) -> Any:
         )
     check_int("num_layers", num_layers, low=1, high=config.num_hidden_layers)
     shorter = copy.deepcopy(config)
-    if getattr(config, "layer_types", None) is not None:
+    if vars(config).get("layer_types") is not None:  # not where it is derived
         shorter.layer_types = config.layer_types[:num_layers]
     shorter.num_hidden_layers = num_layers
     path = _path_to_layers(model, config.num_hidden_layers).split(".")
