@@ -192,7 +192,7 @@ def _probe(model: nn.Module, cache_type: Any) -> str | None:
     with training_mode(False, model):
         try:
             got, want = _trial(model, cache_type, tokens)
-        except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+        except Exception as error:  # whatever fails now would fail in the middle of decoding
             return f"a trial forward failed ({type(error).__name__}: {error})"
     tolerance = _PROBE_TOLERANCE.get(weight.dtype, _PROBE_TOLERANCE_HALF)
     off = (got.double() - want.double()).abs().max() / want.double().std().clamp(min=1e-6)
