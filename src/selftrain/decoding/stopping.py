@@ -36,7 +36,9 @@ class Stopping:
     def ending(self, token_ids: Sequence[int], *, budget: int) -> Ending:
         """Cut ``token_ids`` after the first end-of-sequence id, or before the first stop string.
 
-        The tokens kept are those up to the last one that contributes to the text kept.
+        The first stop string is the one that is complete first: one that begins earlier may still
+        have been incomplete when the row ended. The tokens kept are those up to the last one that
+        contributes to the text kept.
         """
         num_tokens = min(len(token_ids), budget)
         reason: Literal["stop", "length"] | None = "length" if num_tokens == budget else None
@@ -45,10 +47,10 @@ class Stopping:
                 num_tokens, reason = index + 1, "stop"
                 break
         text = self.decode(token_ids[:num_tokens])
-        found = [at for at in (text.find(s) for s in self.stop) if at >= 0]
+        found = [(at + len(s), at) for s in self.stop if (at := text.find(s)) >= 0]
         if not found:
             return Ending(num_tokens, text, reason)
-        text = text[: min(found)]
+        text = text[: min(found)[1]]
         low, high = 0, num_tokens  # the fewest tokens whose text covers what is kept
         while low < high:
             middle = (low + high) // 2
