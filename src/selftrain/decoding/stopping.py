@@ -80,6 +80,9 @@ class StopScan:
 
     def __init__(self, stopping: Stopping) -> None:
         self.stopping, self._scanned = stopping, 0
+        # Tokens without text must not push the beginning of a stop string out of sight.
+        self._silent = frozenset(getattr(stopping.tokenizer, "all_special_ids", ()))
+        self._tail: list[int] = []
         # A character can take four tokens of one byte each; one more for a space lost at the start.
         self._overlap = 4 * max(map(len, stopping.stop), default=0) + 1
 
@@ -94,7 +97,9 @@ class StopScan:
         fresh = token_ids[self._scanned :]
         suspect = len(token_ids) >= budget or not stopping.eos_token_ids.isdisjoint(fresh)
         if stopping.stop and not suspect:
-            window = stopping.decode(token_ids[max(0, self._scanned - self._overlap) :])
+            audible = (t for t in fresh if t not in self._silent)
+            self._tail = [*self._tail[-self._overlap :], *audible]
+            window = stopping.decode(self._tail)
             suspect = any(s in window for s in stopping.stop)
         self._scanned = len(token_ids)
         if not suspect:
