@@ -24,8 +24,12 @@ def check_processors(
 
     Raises:
         ValueError: If one keeps state between calls, or repeats what SamplingParams says.
-        TypeError: If one is not callable.
+        TypeError: If one is not callable, or they are no sequence.
     """
+    if processors is not None and not isinstance(processors, Sequence):
+        raise TypeError(
+            f"logits_processor must be a list of processors, got {type(processors).__name__}."
+        )
     for processor in processors or ():
         name = type(processor).__name__
         if not callable(processor):

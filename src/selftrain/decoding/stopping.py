@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from selftrain._core.checks import check_int
+
 
 class Ending(NamedTuple):
     """The part of a generated sequence that counts."""
@@ -123,4 +125,7 @@ def resolve_eos(
         given = tokenizer.eos_token_id
     if given is None:
         return frozenset()
-    return frozenset([given] if isinstance(given, int) else given)
+    given = [given] if isinstance(given, int) else given
+    for token in given:
+        check_int("eos_token_ids", token, low=0)
+    return frozenset(given)
