@@ -17,7 +17,7 @@ from selftrain.decoding.engine import Run
 from selftrain.decoding.outcome import SpeculativeOutput
 from selftrain.decoding.pacing import AutoPacer, FixedPacer
 from selftrain.decoding.params import SamplingParams
-from selftrain.decoding.processing import Processor, check_processors
+from selftrain.decoding.processing import Processor, check_processors, check_scope
 from selftrain.decoding.prompts import prompt_rows
 from selftrain.decoding.rules import Verifier, check_lenience, rule_for
 from selftrain.decoding.sampler import check_room, row_seeds_of
@@ -179,6 +179,7 @@ class SpeculativeDecoder:
             source = {"encoder_input_ids": input_ids, "encoder_attention_mask": attention_mask}
             input_ids = input_ids.new_full((len(prompts), 1), start)
             prompts = input_ids.tolist()
+        check_scope(processors, len(prompts))
         check_room(prompts, params.max_new_tokens, self.target, "target")
         row_seeds = _row_seeds(len(prompts), params, seeds)
         stopping = Stopping(eos, params.stop, self.tokenizer)
