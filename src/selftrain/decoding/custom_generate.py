@@ -11,21 +11,38 @@ from transformers.generation.streamers import BaseStreamer
 
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.processing import WARPERS, Processor
+from selftrain.decoding.streaming import Sink, sink_of
 
 if TYPE_CHECKING:
     from selftrain.decoding.speculative import SpeculativeDecoder
 
 # These ask for what a block does not keep.
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+# What generate hands on in any case, and what follows from the mask or changes no output.
+_HARMLESS = (
+    "past_key_values",
+    "position_ids",
+    "use_cache",
+    "logits_to_keep",
+    "tokenizer",
+    "synced_gpus",
+    "output_attentions",
+    "output_hidden_states",
+)
 _CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria", "StopStringCriteria")
 
 
-def as_custom_generate(decoder: "SpeculativeDecoder") -> Callable[..., Any]:
+def as_custom_generate(
+    decoder: "SpeculativeDecoder", *, streamer: BaseStreamer | Sink | None = None
+) -> Callable[..., Any]:
     """Return the decoding loop that ``generate`` of transformers takes as ``custom_generate``.
 
     ``generate`` prepares as always: generation config, processors, stopping criteria. What cannot
     be honoured exactly is refused. A stop string is cut off here, where transformers keeps it.
+    Of its arguments ``generate`` keeps ``streamer`` and ``tokenizer`` from the loop: the streamer
+    is given here, and stop strings as a ``StopStringCriteria``.
     """
+    own_streamer = streamer
 
     def generate(
         model: PreTrainedModel,
@@ -34,17 +51,24 @@ def as_custom_generate(decoder: "SpeculativeDecoder") -> Callable[..., Any]:
         stopping_criteria: Sequence[Any] | None = None,
         generation_config: GenerationConfig | None = None,
         streamer: BaseStreamer | None = None,
-        attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         if model is not decoder.target:
             raise ValueError(
                 "custom_generate was made for another model; call generate of decoder.target."
             )
+        # Named, it would be taken for an argument of this loop, and kept from the preparations.
+        attention_mask = kwargs.pop("attention_mask", None)
         config = generation_config or model.generation_config
-        _check(config, kwargs)
+        _check(config, kwargs, attention_mask)
         processors, params = _laws(config, list(logits_processor or ()))
-        output = decoder._decode(  # the streamer has been given the prompt already
+        if streamer is not None:  # it has been given the prompt already
+            sink, finish = _sink(streamer, len(input_ids)), streamer.end
+        elif own_streamer is not None:
+            sink, finish = sink_of(own_streamer, input_ids)
+        else:
+            sink, finish = None, None
+        output = decoder._decode(
             input_ids,
             attention_mask=attention_mask,
             params=SamplingParams(
@@ -54,10 +78,13 @@ def as_custom_generate(decoder: "SpeculativeDecoder") -> Callable[..., Any]:
             ),
             eos_token_ids=_eos(config),
             processors=processors,
-            sink=None if streamer is None else _sink(streamer, len(input_ids)),
+            # generate made its processors for padded rows, and counts from their beginning.
+            contexts=input_ids.tolist(),
+            pad_token_id=config.pad_token_id,
+            sink=sink,
         )
-        if streamer is not None:
-            streamer.end()
+        if finish is not None:
+            finish()
         if getattr(config, "return_dict_in_generate", False):
             return GenerateDecoderOnlyOutput(sequences=output.sequences)  # pyrefly: ignore
         return output.sequences
@@ -65,7 +92,9 @@ def as_custom_generate(decoder: "SpeculativeDecoder") -> Callable[..., Any]:
     return generate
 
 
-def _check(config: GenerationConfig, kwargs: dict[str, Any]) -> None:
+def _check(
+    config: GenerationConfig, kwargs: dict[str, Any], attention_mask: Tensor | None
+) -> None:
     asked = [name for name in _OUTPUTS if getattr(config, name, False)]
     if asked:
         raise ValueError(f"speculative decoding keeps no {asked[0]}; leave it out.")
@@ -76,6 +105,14 @@ def _check(config: GenerationConfig, kwargs: dict[str, Any]) -> None:
     cache = kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise ValueError("past_key_values holds tokens already; pass the whole prompt instead.")
+    unknown = [k for k, value in kwargs.items() if value is not None and k not in _HARMLESS]
+    if unknown:
+        raise ValueError(f"{unknown[0]} is not passed on to the models; leave it out.")
+    positions = kwargs.get("position_ids")
+    if positions is not None:
+        mask = torch.ones_like(positions) if attention_mask is None else attention_mask.long()
+        if not torch.equal((mask.cumsum(-1) - 1) * mask, positions * mask):
+            raise ValueError("position_ids must count each row's tokens from 0; leave them out.")
 
 
 def _laws(

@@ -103,6 +103,7 @@ class Run:
         width = max(map(len, prompts)) + max_new_tokens + pacer.max_draft_tokens + 1
         rows = [[*p, *([0] * (width - len(p)))] for p in prompts]
         self.prompts = prompts
+        self.contexts = prompts  # what processors read before a row's new tokens
         self.tokens = torch.tensor(rows, device=device)
         self.lengths = torch.tensor([len(p) for p in prompts], device=device)
         self.limits = self.lengths + max_new_tokens
@@ -170,10 +171,10 @@ class Run:
         """Apply the processors to ``[batch, places, vocab]``, the last after all of ``ahead``."""
         drawn = torch.stack(ahead, 1).tolist() if ahead else [[]] * len(self.active)
         prefixes = [
-            [*self.prompts[r], *self.new[r], *tokens]
+            [*self.contexts[r], *self.new[r], *tokens]
             for r, tokens in zip(self.active, drawn, strict=True)
         ]
-        return process(self.processors, logits, prefixes)
+        return process(self.processors, logits, prefixes, rows=self.active)
 
     def _append(self, draft: Draft, slots: Tensor, verdict: Judgement) -> None:
         """Write what stands and the next token behind each row."""
