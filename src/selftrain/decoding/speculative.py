@@ -278,4 +278,6 @@ def _row_seeds(
 def _assemble(input_ids: Tensor, new: list[list[int]], pad_id: int) -> Tensor:
     longest = max(map(len, new))
     padded = [[*row, *([pad_id] * (longest - len(row)))] for row in new]
-    return torch.cat([input_ids, torch.tensor(padded, device=input_ids.device)], dim=1)
+    # Rows without a single token are of no dtype by themselves.
+    added = torch.tensor(padded, dtype=input_ids.dtype, device=input_ids.device)
+    return torch.cat([input_ids, added], dim=1)
