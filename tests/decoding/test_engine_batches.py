@@ -193,7 +193,7 @@ def test_nan_in_the_draft_costs_speed_alone(make_pair, verifier):
         assert after.new_tokens() == before.new_tokens()
     else:
         assert after.stats.num_accepted == 0
-        plain = SpeculativeDecoder(target, draft, num_draft_tokens=0)
+        plain = SpeculativeDecoder(target, NGramDrafter(), num_draft_tokens=0)
         assert after.new_tokens() == plain.generate(**BATCH, params=params, seeds=SEEDS).new_tokens()
         assert torch.isfinite(torch.tensor(after.stats.total_overlap))
 
