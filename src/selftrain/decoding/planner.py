@@ -47,6 +47,25 @@ def speedup(acceptance: float, num_draft_tokens: int, cost_ratio: float) -> floa
     return expected_tokens(acceptance, num_draft_tokens) / (num_draft_tokens * cost_ratio + 1)
 
 
+def operations_factor(acceptance: float, num_draft_tokens: int, flop_ratio: float) -> float:
+    r"""Return the expected factor by which the number of arithmetic operations grows.
+
+    .. math:: \frac{(1 - \alpha)(K \hat c + K + 1)}{1 - \alpha^{K+1}}
+
+    Speed is bought with operations: those spent on tokens that fall. Where a machine is bound by
+    them and not by memory, speculative decoding is slower by this factor.
+    Source: Leviathan et al., arXiv 2211.17192, theorem 3.11.
+
+    Args:
+        acceptance: As in :func:`expected_tokens`.
+        num_draft_tokens: As in :func:`expected_tokens`.
+        flop_ratio: Operations of the draft for one token over those of the target.
+    """
+    check_range("flop_ratio", flop_ratio, low=0.0)
+    operations = num_draft_tokens * flop_ratio + num_draft_tokens + 1
+    return operations / expected_tokens(acceptance, num_draft_tokens)
+
+
 def optimal_num_draft_tokens(acceptance: float, cost_ratio: float, *, max_tokens: int = 64) -> int:
     """Return the number of draft tokens with the largest :func:`speedup`; 0 means do not speculate.
 
