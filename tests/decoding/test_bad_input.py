@@ -140,7 +140,9 @@ def test_prompts_are_ids_of_the_target(pair, wrong, error, message):
 def test_padding_without_a_mask_is_not_taken_for_text(pair, flip):
     ids = IDS.flip(1) if flip else IDS
     side = "ends" if flip else "begins"
-    with pytest.raises(ValueError, match=rf"attention_mask is missing, and .*\[0\] {side} with .*0"):
+    with pytest.raises(
+        ValueError, match=rf"attention_mask is missing, and .*\[0\] {side} with .*0"
+    ):
         generate(pair, input_ids=ids, attention_mask=None)
 
 
@@ -208,7 +210,9 @@ def test_models_of_different_dtypes_work_together(make_llama, verifier):
         ("gptneo", "local attention"),
     ],
 )
-def test_a_model_that_cannot_roll_back_is_refused_with_the_reason(make_llama, make_model, name, reason):
+def test_a_model_that_cannot_roll_back_is_refused_with_the_reason(
+    make_llama, make_model, name, reason
+):
     other = make_model(name)
     with pytest.raises(TypeError, match=rf"the target cannot be used .*{reason}"):
         SpeculativeDecoder(other, NGramDrafter())
@@ -244,7 +248,9 @@ def test_a_text_that_outgrows_the_positions_is_refused(make_llama, role):
     pair = [make_llama(max_position_embeddings=n) for n in (128, 6)]
     if role == "target":
         pair.reverse()
-    with pytest.raises(ValueError, match=rf"4 tokens and max_new_tokens=3 need 7 .*the {role} has 6"):
+    with pytest.raises(
+        ValueError, match=rf"4 tokens and max_new_tokens=3 need 7 .*the {role} has 6"
+    ):
         generate(pair)
 
 

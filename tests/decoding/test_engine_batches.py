@@ -165,6 +165,7 @@ def test_nan_in_the_target_is_an_error(make_pair, place, verifier):
 @pytest.mark.parametrize("verifier", [None, "token", "block", "coupled"])
 def test_so_is_infinity(pair, value, verifier):
     """+inf for one token, or -inf for all."""
+
     def spoil(input_ids, scores):
         if value < 0:
             return scores + value
@@ -194,7 +195,9 @@ def test_nan_in_the_draft_costs_speed_alone(make_pair, verifier):
     else:
         assert after.stats.num_accepted == 0
         plain = SpeculativeDecoder(target, NGramDrafter(), num_draft_tokens=0)
-        assert after.new_tokens() == plain.generate(**BATCH, params=params, seeds=SEEDS).new_tokens()
+        assert (
+            after.new_tokens() == plain.generate(**BATCH, params=params, seeds=SEEDS).new_tokens()
+        )
         assert torch.isfinite(torch.tensor(after.stats.total_overlap))
 
 

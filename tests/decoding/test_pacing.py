@@ -41,7 +41,9 @@ def decode(pacer, acceptance, price, *, seed, catch_up=0.0, hiccups=0.05, rows=1
 
 def mean_time(acceptance, price, *, num=None, num_seeds=6, **machine):
     times = [
-        decode(AutoPacer() if num is None else FixedPacer(num), acceptance, price, seed=s, **machine)
+        decode(
+            AutoPacer() if num is None else FixedPacer(num), acceptance, price, seed=s, **machine
+        )
         for s in range(num_seeds)
     ]
     return sum(times) / len(times)

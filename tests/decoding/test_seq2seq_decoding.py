@@ -31,7 +31,9 @@ def pair(request, make_model):
 @pytest.mark.parametrize("num_draft_tokens", [0, 1, 5, 40, "auto"])
 def test_greedy_output_is_that_of_transformers(pair, num_draft_tokens):
     target, _ = pair
-    want = target.generate(**BATCH, max_new_tokens=NUM_NEW, do_sample=False, forced_eos_token_id=None)
+    want = target.generate(
+        **BATCH, max_new_tokens=NUM_NEW, do_sample=False, forced_eos_token_id=None
+    )
     decoder = SpeculativeDecoder(*pair, num_draft_tokens=num_draft_tokens)
     got = decoder.generate(**BATCH, params=SamplingParams(max_new_tokens=NUM_NEW, temperature=0))
     assert torch.equal(got.sequences, want[:, : got.sequences.shape[1]])

@@ -179,9 +179,7 @@ def test_text_streamers_of_transformers_follow_a_single_row(pair, char_tokenizer
     params = SamplingParams(max_new_tokens=30, seed=2)
     for skip_prompt in (True, False):
         streamer = TextIteratorStreamer(char_tokenizer, skip_prompt=skip_prompt, timeout=10)
-        output = decoder.generate(
-            IDS[2:3], params=params, streamer=streamer, eos_token_ids=()
-        )
+        output = decoder.generate(IDS[2:3], params=params, streamer=streamer, eos_token_ids=())
         begin = IDS.shape[1] if skip_prompt else 0
         assert "".join(streamer) == char_tokenizer.decode(output.sequences[0, begin:])
 
