@@ -92,9 +92,7 @@ def as_custom_generate(
     return generate
 
 
-def _check(
-    config: GenerationConfig, kwargs: dict[str, Any], attention_mask: Tensor | None
-) -> None:
+def _check(config: GenerationConfig, kwargs: dict[str, Any], attention_mask: Tensor | None) -> None:
     asked = [name for name in _OUTPUTS if getattr(config, name, False)]
     if asked:
         raise ValueError(f"speculative decoding keeps no {asked[0]}; leave it out.")

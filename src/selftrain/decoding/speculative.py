@@ -263,9 +263,7 @@ class SpeculativeDecoder:
         return [token for token in ids if token is not None]
 
 
-def _row_seeds(
-    num_rows: int, params: SamplingParams, seeds: Sequence[int] | None
-) -> list[int]:
+def _row_seeds(num_rows: int, params: SamplingParams, seeds: Sequence[int] | None) -> list[int]:
     if seeds is None:
         return [row[0] for row in row_seeds_of(num_rows, 1, params, None)]
     if len(seeds) != num_rows:
