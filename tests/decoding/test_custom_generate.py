@@ -172,8 +172,8 @@ def test_arguments_of_the_model_are_not_dropped(make_model):
 
 def test_stop_strings_need_the_decoders_tokenizer(pair, char_tokenizer):
     loop = SpeculativeDecoder(*pair).as_custom_generate()
+    criteria = StoppingCriteriaList([StopStringCriteria(char_tokenizer, ["a"])])
     with pytest.raises(ValueError, match=r"stop=\('a',\) needs a tokenizer"):
-        criteria = StoppingCriteriaList([StopStringCriteria(char_tokenizer, ["a"])])
         pair[0].generate(**ONE, **GREEDY, stopping_criteria=criteria, custom_generate=loop)
 
 
