@@ -7,6 +7,7 @@ from selftrain.bench.decoders import PEER_ASSISTED, PEER_PLAIN, PLAIN, SPECULATI
 from selftrain.bench.harness import environment_line, table
 
 _NONE = "–"
+_NOTHING = (None, None, None)
 
 
 def case_label(case: Mapping[str, Any]) -> str:
@@ -20,6 +21,18 @@ def case_label(case: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
+def summary_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a row says in columns that fit a terminal: our speed, and our gains."""
+    mine = row["methods"][SPECULATIVE]
+    titles = {PLAIN: "x plain", PEER_PLAIN: "x tf plain", PEER_ASSISTED: "x assisted"}
+    return {
+        "tok/s": f"{mine['tokens_per_second'][1]:.0f}",
+        **{title: _number(mine["over"].get(name, _NOTHING)[1]) for name, title in titles.items()},
+        "tok/call": f"{mine['block_efficiency']:.2f}",
+        "ceiling": _share(mine.get("share_of_ceiling")),
+    }
+
+
 def speed_cells(row: Mapping[str, Any]) -> dict[str, str]:
     """Return what a row says of speed, by column; a dash where it says nothing."""
     methods = row["methods"]
@@ -31,12 +44,12 @@ def speed_cells(row: Mapping[str, Any]) -> dict[str, str]:
         "assisted": _rate(methods, PEER_ASSISTED),
     }
     for base, title in ((PLAIN, "x own plain"), (PEER_ASSISTED, "x assisted")):
-        cells[title] = _number(mine["over"].get(base, (None, None))[1])
+        cells[title] = _number(mine["over"].get(base, _NOTHING)[1])
     for name in methods:
         if name.startswith(f"{SPECULATIVE}, "):
             forward = name.removeprefix(f"{SPECULATIVE}, ")
             cells[f"{forward} tok/s"] = _rate(methods, name)
-            over = methods[name]["over"].get(PEER_ASSISTED, (None, None))[1]
+            over = methods[name]["over"].get(PEER_ASSISTED, _NOTHING)[1]
             cells[f"{forward} x assisted"] = _number(over)
     return cells
 
@@ -89,10 +102,11 @@ def sweep_page(
     case = rows[0]["case"]
     parts = [
         f"*{title}; {environment_line(dict(environment))}; {case['max_new_tokens']} new tokens "
-        f"after {case['prompt_tokens']}, medians of {case['repeats']} interleaved rounds (quartiles in "
-        "brackets), the prompts' forward included.*",
+        f"after {case['prompt_tokens']}, medians of {case['repeats']} interleaved rounds "
+        "(quartiles in brackets), the prompts' forward included.*",
         case_table(labels, ["case"], [speed_cells(row) for row in rows]),
-        "What the models' bare forwards allow at the measured block efficiency, and what came of it:",
+        "What the models' bare forwards allow at the measured block efficiency, and what came of "
+        "it:",
         case_table(labels, ["case"], [model_cells(row) for row in rows]),
     ]
     if any(method["peak_bytes"] for row in rows for method in row["methods"].values()):

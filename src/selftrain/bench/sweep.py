@@ -147,7 +147,7 @@ class SpecdecConfig:
                 self.pair, damping=self.damping, dtype=torch_dtype, device=device, seed=self.seed
             )
         target, draft = (_loaded(name, torch_dtype) for name in (self.target, self.draft))
-        return target.to(device=device), draft.to(device=device)
+        return target.to(device), draft.to(device)  # pyrefly: ignore[bad-argument-type]
 
 
 def run_sweep(

@@ -179,7 +179,7 @@ def _config(shape: PairShape) -> LlamaConfig:
 def _empty(config: LlamaConfig, dtype: torch.dtype, device: torch.device | str) -> LlamaForCausalLM:
     """Return a model whose weights are void: the usual initialisation takes minutes at 8B."""
     with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(dtype=dtype)
+        model = LlamaForCausalLM(config).to(dtype)  # pyrefly: ignore[bad-argument-type]
     model.to_empty(device=device)
     with torch.device(device):  # its frequencies are computed, not drawn
         model.model.rotary_emb = LlamaRotaryEmbedding(config)

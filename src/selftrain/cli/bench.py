@@ -3,14 +3,15 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import transformers
 import tyro
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from selftrain.bench.pages import case_label, model_cells, speed_cells
+from selftrain.bench.pages import case_label, summary_cells
 from selftrain.bench.sweep import SpecdecConfig, run_sweep
 
 BENCHMARKS = {
@@ -56,20 +57,13 @@ def _specdec(args: list[str]) -> int:
     transformers.utils.logging.disable_progress_bar()
     console = Console()
     rows = run_sweep(command.config, command.output_dir)
-    console.print(command.config.title)
-    console.print(_table(rows, speed_cells, "Speed: medians, quartiles in brackets"))
-    console.print(_table(rows, model_cells, "The cost model"))
-    console.print(f"Rows, table and picture: {command.output_dir}")
+    shown = Table(box=box.SIMPLE, pad_edge=False)
+    cells = [summary_cells(row) for row in rows]
+    for column in ("case", *cells[0]):
+        shown.add_column(column, justify="left" if column == "case" else "right", no_wrap=True)
+    for row, line in zip(rows, cells, strict=True):
+        shown.add_row(case_label(row["case"]), *line.values())
+    console.print(f"{command.config.title}; medians over {command.config.repeats} rounds")
+    console.print(shown)
+    console.print(f"Quartiles, times and the cost model: {command.output_dir / 'table.md'}")
     return 0
-
-
-def _table(rows: list[dict[str, Any]], cells: Any, title: str) -> Table:
-    """Return a table with a column per case: a terminal has more lines than columns."""
-    shown = Table(title=title, title_justify="left", show_lines=False)
-    shown.add_column("")
-    for row in rows:
-        shown.add_column(case_label(row["case"]), justify="right")
-    columns = [cells(row) for row in rows]
-    for name in dict.fromkeys(name for column in columns for name in column):
-        shown.add_row(name, *(column.get(name, "") for column in columns))
-    return shown
