@@ -13,7 +13,7 @@ _NOTHING = (None, None, None)
 def case_label(case: Mapping[str, Any]) -> str:
     """Return a case in a few words."""
     law = "greedy" if case["temperature"] == 0 else f"T={case['temperature']:g}"
-    words = [case["dtype"], law, f"g={case['num_draft_tokens']}"]
+    words = [short_dtype(case["dtype"]), law, f"g={case['num_draft_tokens']}"]
     if case["batch_size"] > 1:
         words.append(f"batch {case['batch_size']}")
     if case["verifier"] != "default" and case["temperature"]:
@@ -21,10 +21,15 @@ def case_label(case: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
+def short_dtype(name: str) -> str:
+    """Return "fp32" for "float32", "bf16" for "bfloat16"."""
+    return name.replace("bfloat", "bf").replace("float", "fp")
+
+
 def summary_cells(row: Mapping[str, Any]) -> dict[str, str]:
     """Return what a row says in columns that fit a terminal: our speed, and our gains."""
     mine = row["methods"][SPECULATIVE]
-    titles = {PLAIN: "x plain", PEER_PLAIN: "x tf plain", PEER_ASSISTED: "x assisted"}
+    titles = {PLAIN: "x plain", PEER_PLAIN: "x tf", PEER_ASSISTED: "x assisted"}
     return {
         "tok/s": f"{mine['tokens_per_second'][1]:.0f}",
         **{title: _number(mine["over"].get(name, _NOTHING)[1]) for name, title in titles.items()},

@@ -57,7 +57,7 @@ def _specdec(args: list[str]) -> int:
     transformers.utils.logging.disable_progress_bar()
     console = Console()
     rows = run_sweep(command.config, command.output_dir)
-    shown = Table(box=box.SIMPLE, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     cells = [summary_cells(row) for row in rows]
     for column in ("case", *cells[0]):
         shown.add_column(column, justify="left" if column == "case" else "right", no_wrap=True)
