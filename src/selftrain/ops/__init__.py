@@ -11,8 +11,15 @@ from selftrain.ops.divergence import (
     total_variation,
 )
 from selftrain.ops.masking import PaddedTokens, completion_mask, masked_mean, pad_sequences
-from selftrain.ops.philox import Stream, philox, uniform
-from selftrain.ops.verify import Verdict, verify_greedy, verify_tokens
+from selftrain.ops.philox import Stream, gumbel, philox, uniform
+from selftrain.ops.verify import (
+    Verdict,
+    residual,
+    verify_block,
+    verify_coupled,
+    verify_greedy,
+    verify_tokens,
+)
 from selftrain.ops.warp import inverse_cdf, warp_logits
 
 __all__ = [
@@ -26,13 +33,17 @@ __all__ = [
     "divergence",
     "forward_kl",
     "generalized_jsd",
+    "gumbel",
     "inverse_cdf",
     "masked_mean",
     "pad_sequences",
     "philox",
+    "residual",
     "reverse_kl",
     "total_variation",
     "uniform",
+    "verify_block",
+    "verify_coupled",
     "verify_greedy",
     "verify_tokens",
     "warp_logits",

@@ -9,8 +9,10 @@ draws came before it.
 from enum import IntEnum
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
+
+from selftrain._core.checks import check_int
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -27,6 +29,8 @@ class Stream(IntEnum):
     """The accept test of one drafted token."""
     DRAFT = 2
     """The draft model's own sampling."""
+    COUPLED = 3
+    """Noise over the vocabulary that plain sampling, draft and verifier share: :func:`gumbel`."""
 
 
 def philox(
@@ -38,18 +42,8 @@ def philox(
         seeds: The key: low and high 32 bits of each seed.
         counters: Four counter words below 2^32 each; tensors broadcast against ``seeds``.
     """
-    k0, k1 = seeds & _MASK, (seeds >> 32) & _MASK
-    words = torch.broadcast_tensors(
-        k0, *(torch.as_tensor(c, dtype=torch.int64, device=seeds.device) for c in counters)
-    )[1:]
-    c0, c1, c2, c3 = words
-    for round_index in range(_ROUNDS):
-        if round_index:
-            k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
-        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-    return torch.stack([c0, c1, c2, c3], dim=-1)
+    words = _rounds(seeds, counters)
+    return torch.stack(torch.broadcast_tensors(*words), dim=-1)
 
 
 def uniform(
@@ -71,9 +65,54 @@ def uniform(
     return ((words[..., 0] << 20) | (words[..., 1] >> 12)).to(torch.float64) * 2.0**-52
 
 
-def _multiply(a: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    """Return the high and low words of a 32 x 32 bit product, without overflowing int64."""
-    upper, lower = (a >> 16) * constant, (a & 0xFFFF) * constant
-    high = (upper + (lower >> 16)) >> 16
-    low = (((upper & 0xFFFF) << 16) + lower) & _MASK
-    return high, low
+def gumbel(
+    seeds: Int64[Tensor, "*#shape"],
+    *,
+    position: Int64[Tensor, "*#shape"] | int,
+    vocab_size: int,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "*shape vocab"]:
+    r"""Return Gumbel noise for every token, addressed by (seed, position, token).
+
+    With it, :math:`\arg\max_v \log p(v) + G(v)` is a sample of p, and samples of similar laws
+    drawn with the same noise are mostly equal: see :func:`selftrain.ops.verify_coupled`. Unlike
+    the other noise, it belongs to a position and not to a block, so it may be kept for as long as
+    the position is undecided; many positions at once cost less than one at a time.
+
+    Args:
+        seeds: One seed a row, in [0, 2^63).
+        position: Index in its sequence of the token that the noise decides.
+        vocab_size: Number of tokens; the noise of a token does not depend on it.
+        dtype: float32 or float64. The words behind both are the same.
+    """
+    check_int("vocab_size", vocab_size, low=1)
+    position = torch.as_tensor(position, dtype=torch.int64, device=seeds.device)
+    group = torch.arange(-(-vocab_size // 4), device=seeds.device)
+    shape = torch.broadcast_shapes(seeds.shape, position.shape)
+    words = _rounds(seeds.unsqueeze(-1), (group, position.unsqueeze(-1), int(Stream.COUPLED), 0))
+    noise = torch.empty(*shape, len(group), 4, dtype=dtype, device=seeds.device)
+    for index, word in enumerate(words):
+        noise[..., index] = word
+    # -log(-log(u)) would put the winning tail at u -> 1, where floats are 2^-24 apart: rare tokens
+    # would never win. At u -> 0 the steps are those of the words, down to 2^-33. The step below 1
+    # keeps the other tail finite.
+    step = 2.0**-24 if dtype == torch.float32 else 2.0**-53
+    noise = noise.add_(0.5).mul_(-(2.0**-32)).clamp_(min=step - 1).log1p_().neg_().log_().neg_()
+    return noise.flatten(-2)[..., :vocab_size]
+
+
+def _rounds(seeds: Tensor, counters: tuple[Tensor | int, ...]) -> tuple[Tensor, ...]:
+    """Return the four words, each of the shape it needs: whole only from the second round on."""
+    k0, k1 = seeds & _MASK, (seeds >> 32) & _MASK
+    c0, c1, c2, c3 = (torch.as_tensor(c, dtype=torch.int64, device=seeds.device) for c in counters)
+    for round_index in range(_ROUNDS):
+        if round_index:
+            k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+        # int64 products wrap modulo 2^64, which keeps all 64 bits of the unsigned product; the
+        # shift drags the sign along, and the mask takes it off. Words that are next only combined
+        # by xor keep what they have above 32 bits until then.
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0 = ((product1 >> 32) ^ (c1 ^ k0)) & _MASK
+        c2 = ((product0 >> 32) ^ (c3 ^ k1)) & _MASK
+        c1, c3 = product1, product0
+    return c0, c1 & _MASK, c2, c3 & _MASK

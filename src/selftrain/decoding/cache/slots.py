@@ -85,6 +85,7 @@ class SlotCache:
         self._layers = [_SlotLayer(capacity, self._write) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
         self._last_logits = _last_logits_argument(model)
+        self.device = next(model.parameters()).device
 
     def forward(
         self, tokens: Tensor, positions: Tensor, *, extent: int, last_only: bool = False

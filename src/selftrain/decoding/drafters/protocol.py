@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from selftrain.decoding.cache import SlotCache
@@ -31,8 +31,13 @@ class Rows:
     """Their lengths ``[batch]``."""
     last: Tensor
     """The last index of each row that will ever be kept ``[batch]``; proposals beyond are void."""
-    extent: int
-    """The largest length, known to the host."""
+    host_lengths: tuple[int, ...]
+    """The lengths once more, known to the host."""
+
+    @property
+    def extent(self) -> int:
+        """The largest length."""
+        return max(self.host_lengths)
 
 
 class Pick(Protocol):
@@ -78,6 +83,11 @@ class DraftSession(Protocol):
 
 class Drafter(Protocol):
     """Proposes tokens. Any law will do: it decides the speed, never the output."""
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """The modules at work, to be put in evaluation mode; may be empty."""
+        ...
 
     def check(self, target: PreTrainedModel) -> None:
         """Raise ``TypeError`` or ``ValueError`` if this drafter cannot serve ``target``."""
