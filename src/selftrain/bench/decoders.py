@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from selftrain._core.rng import derive
+from selftrain.decoding.outcome import SpeculativeStats
 from selftrain.decoding.params import SamplingParams
-from selftrain.decoding.speculative import SpeculativeDecoder, SpeculativeStats
+from selftrain.decoding.speculative import SpeculativeDecoder
 
 Prompts = Sequence[Sequence[int]]
 NumDraftTokens = int | Literal["auto"]

@@ -10,7 +10,7 @@ from typing import Any
 from selftrain.bench.costs import ForwardCosts
 from selftrain.bench.decoders import PEER_ASSISTED, PEER_PLAIN, PLAIN, SPECULATIVE, Decoded
 from selftrain.bench.timing import Timed, quartiles
-from selftrain.decoding.speculative import SpeculativeStats
+from selftrain.decoding.outcome import SpeculativeStats
 
 Runs = Mapping[str, Sequence[Timed[Decoded]]]
 
