@@ -11,7 +11,14 @@ from transformers import PreTrainedModel
 
 from selftrain._core.checks import check_choice, check_int, check_not_empty, check_range
 from selftrain._core.config import to_dict
-from selftrain._core.io import append_jsonl, read_json, read_jsonl, write_json, write_text
+from selftrain._core.io import (
+    append_jsonl,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from selftrain._core.logging import progress
 from selftrain._core.run import open_run
 from selftrain.bench.decoders import NumDraftTokens
@@ -179,6 +186,7 @@ def run_sweep(
         open_run(folder, config, seed=config.seed)
         path = folder / "rows.jsonl"
         found = {_key(row["case"]): row for row in read_jsonl(path)}
+        write_jsonl(path, found.values())  # drops a row that a crash cut off
         cases = [({"dtype": dtype, **asdict(case)}, dtype, case) for dtype, case in config.cases()]
         todo = [entry for entry in cases if _key(entry[0]) not in found]
         models: dict[str, tuple[PreTrainedModel, PreTrainedModel]] = {}
