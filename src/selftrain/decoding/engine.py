@@ -8,7 +8,6 @@ Legend: ``B`` batch, ``K`` drafted tokens, ``V`` vocabulary.
 
 import time
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +16,11 @@ from selftrain.decoding.cache import SlotCache
 from selftrain.decoding.drafters.protocol import Draft, DraftSession, Rows
 from selftrain.decoding.noise import BlockNoise, Noise
 from selftrain.decoding.outcome import Block, SpeculativeStats
+from selftrain.decoding.pacing import Pacer
 from selftrain.decoding.processing import Processor, process
-from selftrain.decoding.rules import Rule
+from selftrain.decoding.rules import Judgement, Rule
 from selftrain.decoding.stopping import StopScan
 from selftrain.decoding.streaming import RowStream
-from selftrain.ops.verify import Verdict
 
 _NAN = (
     "the target's logits are NaN, +inf or all -inf; check its weights and dtype "
@@ -29,48 +28,17 @@ _NAN = (
 )
 
 
-class Pacer(Protocol):
-    """Decides how many tokens to draft."""
-
-    @property
-    def max_draft_tokens(self) -> int:
-        """The most that it will ever ask for."""
-        ...
-
-    def next(self) -> int:
-        """Return the number of tokens to draft in the coming block; 0 is plain decoding."""
-        ...
-
-    def observe(self, num_drafted: int, seconds: float, verdicts: "BlockCounts") -> None:
-        """Learn how the block went."""
-        ...
-
-
-class FixedPacer:
-    """Always the same number of draft tokens."""
-
-    def __init__(self, num_draft_tokens: int) -> None:
-        self.max_draft_tokens = num_draft_tokens
-
-    def next(self) -> int:
-        """Return that number."""
-        return self.max_draft_tokens
-
-    def observe(self, num_drafted: int, seconds: float, verdicts: "BlockCounts") -> None:
-        """Learn nothing."""
-
-
 class BlockCounts:
     """What the host knows of a block, row by row."""
 
-    def __init__(self, rows: list[int], outcome: list[list[int]], verdict: Verdict) -> None:
+    def __init__(self, rows: list[int], outcome: list[list[int]], verdict: Judgement) -> None:
         self.rows = rows
         self.accepted = [o[0] for o in outcome]
         self.next_tokens = [o[1] for o in outcome]
         self.drafted = [[t for t in o[2:] if t >= 0] for o in outcome]
         # A row tests its proposals up to the first that falls.
         self.tested = [min(a + 1, len(d)) for a, d in zip(self.accepted, self.drafted, strict=True)]
-        self._verdict = verdict
+        self._overlap, self._distortion = verdict.overlap, getattr(verdict, "distortion", None)
 
     def emitted(self) -> list[list[int]]:
         """Return the tokens that each row gained, before anything is cut off."""
@@ -79,12 +47,13 @@ class BlockCounts:
 
     def overlap(self) -> float:
         """Return the sum of acceptance probabilities over what was tested."""
-        return sum(self._visited(self._verdict.overlap))
+        return sum(self._visited(self._overlap))
 
     def distortion(self) -> list[float]:
         """Return each row's total distance from the target's law; 0 where lossless."""
-        distortion = getattr(self._verdict, "distortion", None)
-        return [0.0] * len(self.rows) if distortion is None else self._visited(distortion)
+        if self._distortion is None:
+            return [0.0] * len(self.rows)
+        return self._visited(self._distortion)
 
     def _visited(self, values: Tensor) -> list[float]:
         if values.shape[1] == 0:
@@ -161,7 +130,14 @@ class Run:
         counts = self._read(draft, verdict)
         self.counts.append(counts)
         self._retire(counts)
-        self.pacer.observe(num_drafted, time.perf_counter() - began, counts)
+        self.pacer.observe(
+            num_drafted,
+            time.perf_counter() - began,
+            num_rows=len(counts.rows),
+            num_emitted=sum(counts.accepted) + len(counts.rows),
+            num_tested=sum(counts.tested),
+            overlap=counts.overlap(),
+        )
 
     def _propose(self, lengths: list[int], num_drafted: int, noise: BlockNoise) -> Draft:
         if num_drafted == 0 or self.session is None:
@@ -197,7 +173,7 @@ class Run:
         ]
         return process(self.processors, logits, prefixes)
 
-    def _append(self, draft: Draft, slots: Tensor, verdict: Verdict) -> None:
+    def _append(self, draft: Draft, slots: Tensor, verdict: Judgement) -> None:
         """Write what stands and the next token behind each row."""
         accepted = verdict.num_accepted.unsqueeze(1)
         block = torch.nn.functional.pad(draft.tokens, (0, 1)).scatter(
@@ -207,7 +183,7 @@ class Run:
         self.tokens.scatter_(1, self.lengths.unsqueeze(1) + slots, block.clamp(min=0))
         self.lengths = self.lengths + verdict.num_accepted + 1
 
-    def _read(self, draft: Draft, verdict: Verdict) -> BlockCounts:
+    def _read(self, draft: Draft, verdict: Judgement) -> BlockCounts:
         """Bring the outcome to the host: the one wait of a block."""
         ends = torch.stack([verdict.num_accepted, verdict.next_tokens], dim=1)
         counts = BlockCounts(self.active, torch.cat([ends, draft.tokens], 1).tolist(), verdict)
@@ -251,7 +227,7 @@ class Run:
             num_accepted=sum(sum(b.accepted) for b in self.counts),
             total_overlap=sum(b.overlap() for b in self.counts),
             lossless=lossless,
-            tv_bound=min(1.0, max(distortion)),
+            tv_bound=0.0 if lossless else min(1.0, max(distortion)),
         )
 
     def blocks(self) -> tuple[Block, ...]:

@@ -1,7 +1,32 @@
 """Key-value caches with per-row lengths, and the one place that knows transformers' caches."""
 
-from selftrain.decoding.cache.fit import max_positions, sampling_cache, slot_obstacle
+from selftrain.decoding.cache.fit import (
+    decoding_cache,
+    dynamic_obstacle,
+    is_encoder_decoder,
+    max_positions,
+    sampling_cache,
+    seq2seq_obstacle,
+    slot_obstacle,
+)
+from selftrain.decoding.cache.holes import HoleyCache
+from selftrain.decoding.cache.masks import MaskPlan, slot_mask
 from selftrain.decoding.cache.padded import PaddedCache
+from selftrain.decoding.cache.seq2seq import Seq2SeqCache
 from selftrain.decoding.cache.slots import SlotCache
 
-__all__ = ["PaddedCache", "SlotCache", "max_positions", "sampling_cache", "slot_obstacle"]
+__all__ = [
+    "HoleyCache",
+    "MaskPlan",
+    "PaddedCache",
+    "Seq2SeqCache",
+    "SlotCache",
+    "decoding_cache",
+    "dynamic_obstacle",
+    "is_encoder_decoder",
+    "max_positions",
+    "sampling_cache",
+    "seq2seq_obstacle",
+    "slot_mask",
+    "slot_obstacle",
+]

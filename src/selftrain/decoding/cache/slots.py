@@ -6,6 +6,7 @@ tokens overwrite what was rejected, and until then no query can see it. Prompts 
 need no padding rules: what lies beyond a row's length is overwritten before it becomes visible.
 """
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from selftrain.decoding.cache.masks import MaskPlan
+
 
 class _Write:
     """Where the forward that is under way puts its keys and values."""
@@ -21,6 +24,7 @@ class _Write:
     positions: Tensor  # [batch, new]
     rows: Tensor  # [batch, 1]
     extent: int  # slots in use afterwards
+    before: int  # and those before it, as far as transformers is concerned
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -59,7 +63,7 @@ class _SlotLayer(CacheLayerMixin):
         return self.keys[:, :, :extent], self.values[:, :, :extent]
 
     def get_seq_length(self) -> int:
-        return self.write.extent
+        return self.write.before
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.write.extent, 0
@@ -81,7 +85,7 @@ class SlotCache:
         self.capacity = capacity
         self._write = _Write()
         config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
-        self._additive = config._attn_implementation != "sdpa"
+        self._plan = MaskPlan(model)
         self._layers = [_SlotLayer(capacity, self._write) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
         self._last_logits = _last_logits_argument(model)
@@ -104,16 +108,12 @@ class SlotCache:
             Logits ``[batch, new, vocab]`` in the model's dtype.
         """
         self._write.positions, self._write.extent = positions, extent
+        self._write.before = extent - tokens.shape[1]
         self._write.rows = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(1)
-        slots = torch.arange(extent, device=tokens.device)
-        mask = (slots <= positions.unsqueeze(-1)).unsqueeze(1)
-        if self._additive:
-            dtype = next(self.model.parameters()).dtype
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
         keep = {self._last_logits: 1} if last_only and self._last_logits else {}
         logits = self.model(
             input_ids=tokens,
-            attention_mask=mask,
+            attention_mask=self._plan.build(positions, extent),
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -139,6 +139,18 @@ class SlotCache:
             if mine.is_initialized:
                 theirs.keys, theirs.values = mine.keys[rows], mine.values[rows]
                 theirs.is_initialized = True
+        return other
+
+    def view(self, model: nn.Module) -> "SlotCache":
+        """Return a cache for ``model``, this one's first layers, over the same slots.
+
+        What one of the two writes, the other reads. Rows are selected in this one, not in the view.
+        """
+        other = copy.copy(self)
+        other.model = model
+        config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
+        other._layers = self._layers[: config.num_hidden_layers]
+        other._cache = Cache(layers=list(other._layers))
         return other
 
     def select(self, rows: Tensor) -> None:
