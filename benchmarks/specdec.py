@@ -431,6 +431,8 @@ def _labels(row: dict[str, Any]) -> Sequence[str]:
 def main(args: Args) -> None:
     # transformers warns of what its own assisted generation does.
     transformers.utils.logging.set_verbosity_error()
+    if args.quick:
+        print("Quick: every pair is the tiny one, and the numbers mean nothing.\n")
     names = list(PARTS) if args.part == "all" else [args.part]
     goals = []
     for name in names:

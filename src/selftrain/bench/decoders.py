@@ -16,6 +16,7 @@ from selftrain.decoding.speculative import SpeculativeDecoder
 
 Prompts = Sequence[Sequence[int]]
 NumDraftTokens = int | Literal["auto"]
+VerifierName = Literal["default", "token", "block", "coupled"]
 
 SPECULATIVE = "selftrain"
 PLAIN = "selftrain plain"
@@ -70,19 +71,25 @@ def speculative(
     draft: PreTrainedModel,
     *,
     num_draft_tokens: NumDraftTokens,
-    verifier: str = "default",
+    verifier: VerifierName = "default",
 ) -> Decoder:
-    """Return our decoder. With ``num_draft_tokens="auto"`` every call begins with a new planner."""
-    options: dict[str, Any] = {} if verifier == "default" else {"verifier": verifier}
-    options["num_draft_tokens"] = num_draft_tokens
+    """Return our decoder.
 
-    def new() -> SpeculativeDecoder:
-        return SpeculativeDecoder(target, draft, **options)
-
-    ready = new()
+    Args:
+        target: The target model.
+        draft: The draft model.
+        num_draft_tokens: Tokens drafted per block; with "auto" a planner that begins to learn anew
+            in every call.
+        verifier: "default" is the decoder's own choice.
+    """
+    decoder = SpeculativeDecoder(
+        target,
+        draft,
+        num_draft_tokens=num_draft_tokens,
+        verifier=None if verifier == "default" else verifier,
+    )
 
     def decode(prompts: Prompts, params: SamplingParams) -> Decoded:
-        decoder = new() if num_draft_tokens == "auto" else ready
         ids, mask = left_padded(prompts, target.device)
         output = decoder.generate(ids, attention_mask=mask, params=params, eos_token_ids=())
         return Decoded(output.new_tokens(), output.stats.num_target_calls, output.stats)

@@ -17,6 +17,7 @@ from selftrain.bench.decoders import (
     Decoded,
     Decoder,
     NumDraftTokens,
+    VerifierName,
     peer_assisted,
     peer_plain,
     random_prompts,
@@ -39,7 +40,7 @@ class Case:
     """0 is greedy."""
     batch_size: int = 1
     """Prompts decoded together; more than one are of different lengths."""
-    verifier: str = "default"
+    verifier: VerifierName = "default"
     """Ours; "default" is the decoder's own choice."""
     max_new_tokens: int = 128
     """New tokens of every row: nothing ends a text early."""

@@ -21,7 +21,7 @@ from selftrain._core.io import (
 )
 from selftrain._core.logging import progress
 from selftrain._core.run import open_run
-from selftrain.bench.decoders import NumDraftTokens
+from selftrain.bench.decoders import NumDraftTokens, VerifierName
 from selftrain.bench.figure import sweep_figure
 from selftrain.bench.forwards import FORWARDS
 from selftrain.bench.memory import peak_memory
@@ -33,7 +33,6 @@ from selftrain.distill.models import load_model
 from selftrain.plots import save_figure
 
 DType = Literal["float64", "float32", "bfloat16", "float16"]
-Verifier = Literal["default", "token", "block", "coupled"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +55,7 @@ class SpecdecConfig:
     """Tokens drafted per block; auto leaves it to the planner. Empty: what suits the pair."""
     temperatures: tuple[float, ...] = (0.0, 1.0)
     """0 is greedy."""
-    verifiers: tuple[Verifier, ...] = ("default",)
+    verifiers: tuple[VerifierName, ...] = ("default",)
     """Rules of acceptance of our decoder; they differ only at temperatures above 0."""
     dtypes: tuple[DType, ...] = ("float32",)
     """Of both models."""
@@ -94,7 +93,7 @@ class SpecdecConfig:
                 check_int("num_draft_tokens", num, low=1)
         for temperature in self.temperatures:
             check_range("temperatures", temperature, low=0.0)
-        for name, known in (("verifiers", get_args(Verifier)), ("dtypes", get_args(DType))):
+        for name, known in (("verifiers", get_args(VerifierName)), ("dtypes", get_args(DType))):
             for value in getattr(self, name):
                 check_choice(name, value, known)
         for value in self.forward:
