@@ -6,14 +6,14 @@
 
 On two quiet cores the parts take about:
 
-- table (11 min): batch 1, greedy and T = 1, two pairs in float32 and bfloat16, against the ceiling
+- table (8 min): batch 1, greedy and T = 1, two pairs in float32 and bfloat16, against the ceiling
   that the models' bare forwards set and against ``transformers``, at equal settings.
 - batch (4 min): 8 ragged prompts, against ``transformers`` row by row and in one plain batch; and
   whether each row is what it is alone, in float64.
 - auto (7 min): the planner, new in every call, against plain decoding, for drafts from hopeless to
   nearly perfect.
-- verifiers (2 min): block efficiency of block and of token verification.
-- coupled (2 min): are 100,000 tokens those of plain sampling with the same seed?
+- verifiers (3 min): block efficiency of block and of token verification.
+- coupled (3 min): are 100,000 tokens those of plain sampling with the same seed?
 
 The models are random (:mod:`selftrain.bench.synthetic`), so nothing is downloaded or trained.
 """
@@ -29,6 +29,7 @@ import torch
 import transformers
 import tyro
 from harness import ROOT, Goal, environment_line, save_rows, table
+from specdec_exact import Part, measure_coupled, measure_verifiers, pair_of
 
 from selftrain._core.io import read_json, write_text
 from selftrain.bench.decoders import (
@@ -43,7 +44,7 @@ from selftrain.bench.decoders import (
 from selftrain.bench.forwards import FORWARDS
 from selftrain.bench.pages import case_table, model_cells, short_dtype, speed_cells
 from selftrain.bench.specdec import Case, measure_case
-from selftrain.bench.synthetic import PAIRS, synthetic_pair
+from selftrain.bench.synthetic import PAIRS
 from selftrain.bench.timing import pinned_threads, quartiles, take_turns
 from selftrain.decoding import SamplingParams, SpeculativeDecoder
 
@@ -56,7 +57,6 @@ OVER_ASSISTED_LEAN = {"large": 1.5, "small": 2.0}
 """... and with leaner ones."""
 DRAFTS = ((0.004, 0.0), (0.02, 0.07), (0.02, 0.25), (0.02, 0.45), (0.02, 0.62), (0.02, 0.9))
 """Damping and corruption of drafts that are accepted from 0.99 down to 0.1, sampling at T = 1."""
-TEMPERATURES = (0.25, 0.5, 0.7, 1.0, 1.5)
 
 
 @dataclass
@@ -73,21 +73,12 @@ class Args:
     """Where the rows go; the part's name is put before the suffix."""
 
 
-@dataclass
-class Part:
-    """What one part found."""
-
-    rows: list[dict[str, Any]]
-    goals: list[Goal]
-    page: str
-
-
 def measure_table(quick: bool) -> Part:
     """Batch 1: share of the ceiling, and gain over assisted generation."""
     rows = []
     for pair in ("large", "small"):
         for dtype in ("float32", "bfloat16"):
-            models = _pair(pair, dtype, quick)
+            models = pair_of(pair, dtype, quick)
             for temperature in LAWS:
                 case = Case(
                     num_draft_tokens=PAIRS[pair].num_draft_tokens,
@@ -146,14 +137,14 @@ def _table_page(rows: list[dict[str, Any]]) -> str:
 def measure_batch(quick: bool) -> Part:
     """Eight ragged prompts: exact row by row, faster than both of the peer's ways."""
     rows, goals = [], []
-    pair = _pair("small", "float64", quick)
+    pair = pair_of("small", "float64", quick)
     for temperature, law in LAWS.items():
         wrong = _rows_unlike_alone(pair, temperature, num_new=8 if quick else 64)
         rows.append({"kind": "exactness", "law": law, "num_rows_unlike_alone": wrong})
         goals.append(Goal(f"rows of 8 unlike the row alone, fp64, {law}", wrong, 0, at_least=False))
     speeds = []
     for name in ("large", "small"):
-        models = _pair(name, "float32", quick)
+        models = pair_of(name, "float32", quick)
         for temperature, law in LAWS.items():
             case = Case(
                 num_draft_tokens=PAIRS[name].num_draft_tokens,
@@ -213,7 +204,7 @@ def measure_auto(quick: bool) -> Part:
     plan += [("large", DRAFTS[-1], 1.0)]  # a bad draft costs most where drafting does
     rows = []
     for name, (damping, corruption), temperature in plan[:2] if quick else plan:
-        pair = _pair(name, "float32", quick, damping=damping, corruption=corruption)
+        pair = pair_of(name, "float32", quick, damping=damping, corruption=corruption)
         rounds = 1 if quick else {"small": 7, "large": 5}[name]
         row = _against_plain(pair, temperature, num_new=32 if quick else 512, rounds=rounds)
         rows.append({"pair": name, "damping": damping, "corruption": corruption, **row})
@@ -290,126 +281,6 @@ def _against_plain(
     }
 
 
-def measure_verifiers(quick: bool) -> Part:
-    """Block efficiency of block and of token verification, on the same prompts."""
-    num_rows, num_new = (8, 16) if quick else (128, 128)
-    rows, goals = [], []
-    for corruption in (0.15, 0.45):
-        pair = _pair("small", "float32", quick, corruption=corruption)
-        for temperature in TEMPERATURES:
-            row = _block_against_token(pair, temperature, num_rows=num_rows, num_new=num_new)
-            rows.append({"corruption": corruption, **row})
-            goals.append(
-                Goal(
-                    f"block efficiency, block over token, T={temperature:g}, "
-                    f"acceptance {row['acceptance']:.2f}",
-                    row["block"] / row["token"],
-                    1.0,
-                )
-            )
-    lines = [
-        [
-            f"{r['temperature']:g}",
-            f"{r['acceptance']:.3f}",
-            f"{r['token']:.3f} ± {r['token_error']:.3f}",
-            f"{r['block']:.3f} ± {r['block_error']:.3f}",
-            f"{r['block'] - r['token']:+.3f} ± {r['difference_error']:.3f}",
-        ]
-        for r in rows
-    ]
-    heads = ["T", "acceptance", "token", "block", "difference"]
-    text = (
-        f"Tokens per target call with 4 draft tokens, on {num_rows * num_new:,} tokens for each "
-        f"number: {num_rows} prompts, the same for both; ± one standard error over prompts."
-    )
-    return Part(rows, goals, f"{text}\n\n{table(heads, lines)}")
-
-
-def _block_against_token(
-    pair: tuple[Any, Any], temperature: float, *, num_rows: int, num_new: int
-) -> dict[str, Any]:
-    target, draft = pair
-    prompts = random_prompts(num_rows, 16, vocab_size=target.config.vocab_size, seed=1, round=0)
-    ids, mask = left_padded(prompts, target.device)
-    found: dict[str, Any] = {"temperature": temperature}
-    deviations = {}
-    for verifier in ("token", "block"):
-        decoder = SpeculativeDecoder(target, draft, num_draft_tokens=4, verifier=verifier)
-        output = decoder.generate(
-            ids,
-            attention_mask=mask,
-            params=SamplingParams(max_new_tokens=num_new, temperature=temperature, seed=2),
-            eos_token_ids=(),
-            return_blocks=True,
-        )
-        calls = torch.zeros(num_rows, dtype=torch.float64)
-        for block in output.blocks:
-            calls[block.row] += 1
-        ratio = num_new / float(calls.mean())
-        # The ratio of two means, to first order: its deviation in every row.
-        deviations[verifier] = (num_new - ratio * calls) / calls.mean()
-        found[verifier] = ratio
-        found[f"{verifier}_error"] = _standard_error(deviations[verifier])
-        if verifier == "token":
-            found["acceptance"] = output.stats.analytic_acceptance
-    found["difference_error"] = _standard_error(deviations["block"] - deviations["token"])
-    return found
-
-
-def _standard_error(values: torch.Tensor) -> float:
-    return float(values.std()) / len(values) ** 0.5
-
-
-def measure_coupled(quick: bool) -> Part:
-    """Coupled sampling against plain sampling of the same seeds, token by token."""
-    num_rows, num_new = (4, 16) if quick else (128, 784)
-    rows = []
-    for corruption in (0.0, 0.45):
-        target, draft = _pair("small", "float64", quick, corruption=corruption)
-        prompts = random_prompts(num_rows, 16, vocab_size=target.config.vocab_size, seed=3, round=0)
-        ids, mask = left_padded(prompts, target.device)
-        outputs = [
-            SpeculativeDecoder(target, draft, num_draft_tokens=num, verifier="coupled").generate(
-                ids,
-                attention_mask=mask,
-                params=SamplingParams(max_new_tokens=num_new, seed=4),
-                eos_token_ids=(),
-            )
-            for num in (0, 4)
-        ]
-        plain, coupled = (torch.tensor(output.new_tokens()) for output in outputs)
-        rows.append(
-            {
-                "corruption": corruption,
-                "num_tokens": plain.numel(),
-                "num_different": int((plain != coupled).sum()),
-                "acceptance": outputs[1].stats.acceptance_rate,
-                "block_efficiency": outputs[1].stats.block_efficiency,
-            }
-        )
-    goals = [
-        Goal(
-            f"coupled unlike plain, of {r['num_tokens']:,} tokens, {r['acceptance']:.2f} accepted",
-            r["num_different"],
-            0,
-            at_least=False,
-        )
-        for r in rows
-    ]
-    lines = [
-        [
-            f"{r['acceptance']:.3f}",
-            f"{r['block_efficiency']:.2f}",
-            f"{r['num_tokens']:,}",
-            f"{r['num_different']:,}",
-        ]
-        for r in rows
-    ]
-    heads = ["acceptance", "tokens per call", "tokens", "unlike plain sampling"]
-    text = f"Coupled sampling at T = 1 in float64, {num_rows} rows together, 4 draft tokens."
-    return Part(rows, goals, f"{text}\n\n{table(heads, lines)}")
-
-
 PARTS = {
     "table": measure_table,
     "batch": measure_batch,
@@ -417,11 +288,6 @@ PARTS = {
     "verifiers": measure_verifiers,
     "coupled": measure_coupled,
 }
-
-
-def _pair(name: str, dtype: str, quick: bool, **options: float) -> tuple[Any, Any]:
-    name = "tiny" if quick else name
-    return synthetic_pair(name, dtype=getattr(torch, dtype), **options)
 
 
 def _labels(row: dict[str, Any]) -> Sequence[str]:

@@ -115,7 +115,7 @@ def measure_case(
     *,
     forwards: Sequence[str] = ("eager",),
     peers: bool = True,
-    report: Callable[[int, str], None] = lambda *_: None,
+    report: Callable[[int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure one case and return its row of plain numbers.
 
@@ -146,7 +146,7 @@ def measure_case(
         rounds=case.repeats,
         device=target.device,
         seed=case.seed,
-        between=beside.measure if beside else lambda _: None,
+        between=beside.measure if beside else None,
         report=report,
     )
     _check_work(case, runs)

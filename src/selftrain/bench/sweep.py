@@ -1,7 +1,7 @@
 """``selftrain bench specdec``: a sweep over cases, continued where it stopped."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -161,7 +161,6 @@ def run_sweep(
     folder: Path,
     *,
     show_progress: bool = True,
-    on_row: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Measure every case that ``folder`` does not hold yet; write rows, table and picture.
 
@@ -170,7 +169,6 @@ def run_sweep(
         folder: Gets ``config.json``, ``manifest.json``, ``rows.jsonl`` (one row as soon as it is
             measured), ``results.json``, ``table.md`` and ``speed.png``.
         show_progress: Whether to show a bar.
-        on_row: Called with every new row.
 
     Returns:
         All rows, in the order of :meth:`SpecdecConfig.cases`.
@@ -207,7 +205,6 @@ def run_sweep(
                     _add_memory(config, dtype, case, row)
                 append_jsonl(path, row)
                 found[_key(key)] = row
-                on_row(row)
                 bar.update(number + 1)
         rows = [found[_key(key)] for key, _, _ in cases]
     _write(config, folder, rows)

@@ -76,8 +76,8 @@ def take_turns(
     rounds: int,
     device: torch.device,
     seed: int = 0,
-    between: Callable[[int], None] = lambda _: None,
-    report: Callable[[int, str], None] = lambda *_: None,
+    between: Callable[[int], None] | None = None,
+    report: Callable[[int, str], None] | None = None,
 ) -> dict[str, list[Timed[ResultT]]]:
     """Call every method once a round, after one round whose times are thrown away.
 
@@ -98,12 +98,14 @@ def take_turns(
     for turn in range(-1, rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            report(turn, name)
+            if report is not None:
+                report(turn, name)
             with seeded_torch(seed, "round", turn):
                 timed = _timed(methods[name], turn, device)
             if turn >= 0:
                 kept[name].append(timed)
-        between(turn)
+        if between is not None:
+            between(turn)
     return kept
 
 
