@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selftrain.decoding.cache import SlotCache
+from selftrain.decoding.cache import DecodingCache
 from selftrain.decoding.drafters.protocol import Draft, DraftSession, Rows
 from selftrain.decoding.noise import BlockNoise, Noise
 from selftrain.decoding.outcome import Block, SpeculativeStats
@@ -70,6 +70,7 @@ class Run:
         session: The drafter at work; None where nothing is ever drafted.
         prompts: The rows.
         max_new_tokens: Most tokens that a row may gain.
+        device: Where the models lie.
         rule: How tokens are drawn and judged.
         pacer: How many tokens to draft.
         seeds: One a row.
@@ -80,11 +81,12 @@ class Run:
 
     def __init__(
         self,
-        target: SlotCache,
+        target: DecodingCache,
         session: DraftSession | None,
         *,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
+        device: torch.device,
         rule: Rule,
         pacer: Pacer,
         seeds: Sequence[int],
@@ -94,7 +96,7 @@ class Run:
     ) -> None:
         self.target, self.session, self.rule, self.pacer = target, session, rule, pacer
         self.stops, self.streams, self.processors = stops, streams, processors
-        self.device = device = target.device
+        self.device = device
         self.budget = max_new_tokens
         self.new: list[list[int]] = [[] for _ in prompts]  # tokens gained, all rows
         self.active = list(range(len(prompts)))  # rows still in the batch

@@ -220,7 +220,7 @@ def test_rows_that_outgrow_the_draft_go_on_without_it(make_llama, byte_level, me
 
 def test_what_cannot_work_is_named(make_llama, make_model, char_tokenizer, byte_level):
     with pytest.raises(TypeError, match="the draft cannot be used"):
-        VocabularyDrafter(make_model("mistral"), char_tokenizer, byte_level)
+        VocabularyDrafter(make_model("mamba"), char_tokenizer, byte_level)
     alone = Tokenizer(models.WordLevel({"xyz": 0}, unk_token="xyz"))
     with pytest.raises(ValueError, match="no token in common"):
         VocabularyDrafter(

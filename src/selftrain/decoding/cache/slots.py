@@ -21,7 +21,7 @@ from selftrain.decoding.cache.masks import MaskPlan
 class _Write:
     """Where the forward that is under way puts its keys and values."""
 
-    positions: Tensor  # [batch, new]
+    slots: Tensor  # [batch, new]
     rows: Tensor  # [batch, 1]
     extent: int  # slots in use afterwards
     before: int  # and those before it, as far as transformers is concerned
@@ -57,9 +57,9 @@ class _SlotLayer(CacheLayerMixin):
             self.keys[:, :, extent - new : extent] = key_states
             self.values[:, :, extent - new : extent] = value_states
         else:
-            rows, positions = self.write.rows, self.write.positions
-            self.keys[rows, :, positions] = key_states.transpose(1, 2)
-            self.values[rows, :, positions] = value_states.transpose(1, 2)
+            rows, slots = self.write.rows, self.write.slots
+            self.keys[rows, :, slots] = key_states.transpose(1, 2)
+            self.values[rows, :, slots] = value_states.transpose(1, 2)
         return self.keys[:, :, :extent], self.values[:, :, :extent]
 
     def get_seq_length(self) -> int:
@@ -92,28 +92,38 @@ class SlotCache:
         self.device = next(model.parameters()).device
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, *, extent: int, last_only: bool = False
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        *,
+        extent: int,
+        last_only: bool = False,
+        slots: Tensor | None = None,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """Feed tokens at the given positions of their rows and return the logits after each.
 
         Args:
             tokens: Ids ``[batch, new]``.
-            positions: Their indices in their own rows ``[batch, new]``. For a single row they must
-                be consecutive and end at ``extent - 1``.
-            extent: One more than the largest position: known to the host, so that reading it from
-                the device is not needed.
+            positions: Their indices in their own rows ``[batch, new]``.
+            extent: One more than the largest slot: known to the host, so that reading it from the
+                device is not needed.
             last_only: Spare the head the other positions; the result then has ``new = 1``.
+            slots: Where they are stored ``[batch, new]``; default: at their positions. For a single
+                row slots must be consecutive and end at ``extent - 1``.
+            visible: Which slots each of them sees ``[batch, new, extent]``; default: those up to
+                its position.
 
         Returns:
             Logits ``[batch, new, vocab]`` in the model's dtype.
         """
-        self._write.positions, self._write.extent = positions, extent
+        self._write.slots, self._write.extent = positions if slots is None else slots, extent
         self._write.before = extent - tokens.shape[1]
         self._write.rows = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(1)
         keep = {self._last_logits: 1} if last_only and self._last_logits else {}
         logits = self.model(
             input_ids=tokens,
-            attention_mask=self._plan.build(positions, extent),
+            attention_mask=self._plan.build(positions, extent, visible=visible),
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -147,11 +157,18 @@ class SlotCache:
         What one of the two writes, the other reads. Rows are selected in this one, not in the view.
         """
         other = copy.copy(self)
-        other.model = model
+        other.model, other._plan = model, MaskPlan(model)
         config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
         other._layers = self._layers[: config.num_hidden_layers]
         other._cache = Cache(layers=list(other._layers))
         return other
+
+    def move(self, sources: Tensor, destinations: Tensor) -> None:
+        """Copy what is stored from slots to other slots of the same row, both ``[batch, n]``."""
+        rows = torch.arange(len(sources), device=sources.device).unsqueeze(1)
+        for layer in self._layers:
+            layer.keys[rows, :, destinations] = layer.keys[rows, :, sources]
+            layer.values[rows, :, destinations] = layer.values[rows, :, sources]
 
     def select(self, rows: Tensor) -> None:
         """Keep, repeat or reorder rows by index; a no-op before anything was stored."""

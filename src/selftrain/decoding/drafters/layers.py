@@ -37,7 +37,7 @@ def first_layers(model: nn.Module, num_layers: int) -> Any:
         )
     check_int("num_layers", num_layers, low=1, high=config.num_hidden_layers)
     shorter = copy.deepcopy(config)
-    if getattr(config, "layer_types", None) is not None:
+    if vars(config).get("layer_types") is not None:  # not where it is derived
         shorter.layer_types = config.layer_types[:num_layers]
     shorter.num_hidden_layers = num_layers
     path = _path_to_layers(model, config.num_hidden_layers).split(".")
@@ -118,8 +118,12 @@ class LayerDrafter:
 
     def start(self, setting: Setting) -> "_LayerDraft":
         """Begin a call; nothing needs to be computed, the target's slots hold the prompts."""
-        view = first_layers(setting.target.model, self.num_layers)
-        return _LayerDraft(setting.target.view(view))
+        slots = setting.target
+        if not isinstance(slots, SlotCache):
+            raise ValueError(
+                "LayerDrafter shares the target's slots; use cache='slots' and a causal target."
+            )
+        return _LayerDraft(slots.view(first_layers(slots.model, self.num_layers)))
 
 
 class _LayerDraft:
