@@ -3,10 +3,9 @@
 from selftrain.bench.costs import BareForwards, ForwardCosts
 from selftrain.bench.specdec import Case, measure_case
 from selftrain.bench.sweep import SpecdecConfig, run_sweep
-from selftrain.bench.synthetic import PAIRS, PairShape, synthetic_pair
+from selftrain.bench.synthetic import PairShape, synthetic_pair
 
 __all__ = [
-    "PAIRS",
     "BareForwards",
     "Case",
     "ForwardCosts",

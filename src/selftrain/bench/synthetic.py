@@ -114,7 +114,7 @@ def synthetic_pair(
     gives it another head: that is the way to drafts that agree as rarely as one likes.
 
     Args:
-        shape: The sizes, or a name in :data:`PAIRS`.
+        shape: The sizes, or a name: small and large for CPUs, 8b for a GPU, tiny for tests.
         damping: Scale of what the target has beyond the draft, from 0.
         corruption: Weight c of noise in the draft's head, from 0 to 1:
             :math:`\sqrt{1 - c^2} W + c W'`, which leaves the logits' deviation as it is.
