@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from selftrain._core.checks import check_choice, check_int
-from selftrain.decoding.cache import CacheKind, decoding_cache, is_encoder_decoder
+from selftrain.decoding.cache import CacheKind, compiled_step, decoding_cache, is_encoder_decoder
 from selftrain.decoding.custom_generate import as_custom_generate
 from selftrain.decoding.drafters import Drafter, ModelDrafter, Setting
 from selftrain.decoding.engine import Run
@@ -50,6 +50,9 @@ class SpeculativeDecoder:
             law: the statistics then say ``lossless=False`` and bound the distance.
         cache: "slots" keeps each token of a row at its own place, so that rolling back costs
             nothing; "dynamic" is for models that refuse it, and slower.
+        compile: Compile the models' steps with ``torch.compile``, on first use and for a minute or
+            more; this decoder keeps them. The weights must not change afterwards. On a CPU it needs
+            a C++ compiler, on a GPU it records CUDA graphs.
 
     Raises:
         TypeError: If a model cannot be driven through slots; the message says why.
@@ -72,14 +75,16 @@ class SpeculativeDecoder:
         verifier: Verifier | None = None,
         lenience: LenienceRule | None = None,
         cache: CacheKind = "slots",
+        compile: bool = False,
     ) -> None:
         if num_draft_tokens != "auto":
             check_int("num_draft_tokens", num_draft_tokens, low=0)
         check_choice("verifier", verifier, (None, "token", "block", "coupled"))
         check_lenience(verifier, lenience)
         self._cache_type = decoding_cache(target, cache, role="target")
+        self._compiled = {"step": compiled_step(target, self._cache_type)} if compile else {}
         if isinstance(draft, torch.nn.Module):
-            draft = ModelDrafter(draft, tokenizer=tokenizer, cache=cache)
+            draft = ModelDrafter(draft, tokenizer=tokenizer, cache=cache, compile=compile)
         self.drafter: Drafter = draft
         self.drafter.check(target)
         self.target, self.tokenizer = target, tokenizer
@@ -195,7 +200,7 @@ class SpeculativeDecoder:
         pacer = AutoPacer() if num == "auto" else FixedPacer(num)
         # One row may be about to end while another has room for a whole block.
         capacity = max(map(len, prompts)) + params.max_new_tokens + pacer.max_draft_tokens
-        cache = self._cache_type(self.target, capacity=capacity, **source)
+        cache = self._cache_type(self.target, capacity=capacity, **source, **self._compiled)
         cache.prefill([p[:-1] for p in prompts])
         session = None
         if pacer.max_draft_tokens:

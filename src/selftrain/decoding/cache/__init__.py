@@ -3,6 +3,7 @@
 from selftrain.decoding.cache.fit import (
     CacheKind,
     DecodingCache,
+    compiled_step,
     decoding_cache,
     dynamic_obstacle,
     is_encoder_decoder,
@@ -25,6 +26,7 @@ __all__ = [
     "PaddedCache",
     "Seq2SeqCache",
     "SlotCache",
+    "compiled_step",
     "decoding_cache",
     "dynamic_obstacle",
     "is_encoder_decoder",

@@ -4,7 +4,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from selftrain.decoding.cache import CacheKind, DecodingCache, decoding_cache, is_encoder_decoder
+from selftrain.decoding.cache import (
+    CacheKind,
+    DecodingCache,
+    compiled_step,
+    decoding_cache,
+    is_encoder_decoder,
+)
 from selftrain.decoding.drafters.protocol import Draft, Pick, Rows, Setting
 from selftrain.decoding.sampler import check_room
 
@@ -17,6 +23,7 @@ class ModelDrafter:
             then reads the same input.
         tokenizer: Needed where the models' numbers of logits differ by padding.
         cache: How its cache rolls back; see :class:`selftrain.SpeculativeDecoder`.
+        compile: Whether its steps are compiled; see there too.
 
     Raises:
         TypeError: If the model cannot be driven through such a cache; the message says why.
@@ -28,9 +35,11 @@ class ModelDrafter:
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         cache: CacheKind = "slots",
+        compile: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self._cache_type = decoding_cache(model, cache, role="draft")
+        self._compiled = {"step": compiled_step(model, self._cache_type)} if compile else {}
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -62,7 +71,9 @@ class ModelDrafter:
     def start(self, setting: Setting) -> "ModelSession":
         """Begin one call of ``generate``."""
         check_room(setting.prompts, setting.params.max_new_tokens, self.model, "draft")
-        cache = self._cache_type(self.model, capacity=setting.capacity, **setting.source)
+        cache = self._cache_type(
+            self.model, capacity=setting.capacity, **setting.source, **self._compiled
+        )
         return ModelSession(cache, num_logits(self.model), setting.vocab_size)
 
 
