@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from selftrain._core.checks import check_choice, check_int
-from selftrain.decoding.cache import CacheKind, compiled_step, decoding_cache, is_encoder_decoder
+from selftrain.decoding.cache import CacheKind, CacheOpener, is_encoder_decoder
 from selftrain.decoding.custom_generate import as_custom_generate
 from selftrain.decoding.drafters import Drafter, ModelDrafter, Setting
 from selftrain.decoding.engine import Run
@@ -81,8 +81,7 @@ class SpeculativeDecoder:
             check_int("num_draft_tokens", num_draft_tokens, low=0)
         check_choice("verifier", verifier, (None, "token", "block", "coupled"))
         check_lenience(verifier, lenience)
-        self._cache_type = decoding_cache(target, cache, role="target")
-        self._compiled = {"step": compiled_step(target, self._cache_type)} if compile else {}
+        self._caches = CacheOpener(target, cache, role="target", compile=compile)
         if isinstance(draft, torch.nn.Module):
             draft = ModelDrafter(draft, tokenizer=tokenizer, cache=cache, compile=compile)
         self.drafter: Drafter = draft
@@ -200,7 +199,7 @@ class SpeculativeDecoder:
         pacer = AutoPacer() if num == "auto" else FixedPacer(num)
         # One row may be about to end while another has room for a whole block.
         capacity = max(map(len, prompts)) + params.max_new_tokens + pacer.max_draft_tokens
-        cache = self._cache_type(self.target, capacity=capacity, **source, **self._compiled)
+        cache = self._caches.open(capacity, source)
         cache.prefill([p[:-1] for p in prompts])
         session = None
         if pacer.max_draft_tokens:

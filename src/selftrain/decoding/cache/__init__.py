@@ -3,7 +3,6 @@
 from selftrain.decoding.cache.fit import (
     CacheKind,
     DecodingCache,
-    compiled_step,
     decoding_cache,
     dynamic_obstacle,
     is_encoder_decoder,
@@ -14,19 +13,20 @@ from selftrain.decoding.cache.fit import (
 )
 from selftrain.decoding.cache.holes import HoleyCache
 from selftrain.decoding.cache.masks import MaskPlan, slot_mask
+from selftrain.decoding.cache.opening import CacheOpener
 from selftrain.decoding.cache.padded import PaddedCache
 from selftrain.decoding.cache.seq2seq import Seq2SeqCache
 from selftrain.decoding.cache.slots import SlotCache
 
 __all__ = [
     "CacheKind",
+    "CacheOpener",
     "DecodingCache",
     "HoleyCache",
     "MaskPlan",
     "PaddedCache",
     "Seq2SeqCache",
     "SlotCache",
-    "compiled_step",
     "decoding_cache",
     "dynamic_obstacle",
     "is_encoder_decoder",

@@ -12,7 +12,6 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from selftrain.decoding.cache.compiled import CompiledStep
 from selftrain.decoding.cache.holes import HoleyCache
 from selftrain.decoding.cache.masks import attention_windows
 from selftrain.decoding.cache.padded import PaddedCache
@@ -122,20 +121,6 @@ def decoding_cache(
     if other_obstacle(model) is None:
         message += f" cache={other!r} can drive it."
     raise TypeError(message)
-
-
-def compiled_step(model: nn.Module, cache_type: Any) -> CompiledStep:
-    """Return the model's forward over slots, to be compiled on first use.
-
-    Raises:
-        ValueError: If the model is driven through another cache.
-    """
-    if cache_type is not SlotCache:
-        raise ValueError(
-            "compile=True needs a causal model and cache='slots'; this one uses "
-            f"{cache_type.__name__}."
-        )
-    return CompiledStep(model)
 
 
 def is_encoder_decoder(model: nn.Module) -> bool:

@@ -6,9 +6,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftrain.decoding.cache import (
     CacheKind,
+    CacheOpener,
     DecodingCache,
-    compiled_step,
-    decoding_cache,
     is_encoder_decoder,
 )
 from selftrain.decoding.drafters.protocol import Draft, Pick, Rows, Setting
@@ -38,8 +37,7 @@ class ModelDrafter:
         compile: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self._cache_type = decoding_cache(model, cache, role="draft")
-        self._compiled = {"step": compiled_step(model, self._cache_type)} if compile else {}
+        self._caches = CacheOpener(model, cache, role="draft", compile=compile)
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -71,9 +69,7 @@ class ModelDrafter:
     def start(self, setting: Setting) -> "ModelSession":
         """Begin one call of ``generate``."""
         check_room(setting.prompts, setting.params.max_new_tokens, self.model, "draft")
-        cache = self._cache_type(
-            self.model, capacity=setting.capacity, **setting.source, **self._compiled
-        )
+        cache = self._caches.open(setting.capacity, setting.source)
         return ModelSession(cache, num_logits(self.model), setting.vocab_size)
 
 
