@@ -11,7 +11,8 @@ from transformers.generation.streamers import BaseStreamer
 from selftrain._core.checks import check_choice, check_int
 from selftrain.decoding.cache import SlotCache, slot_obstacle
 from selftrain.decoding.custom_generate import as_custom_generate
-from selftrain.decoding.drafters import Drafter, ModelDrafter, Setting
+from selftrain.decoding.drafters import Drafter, DraftSession, ModelDrafter, Setting
+from selftrain.decoding.drafters.tree import TreeDrafter
 from selftrain.decoding.engine import Run
 from selftrain.decoding.outcome import SpeculativeOutput
 from selftrain.decoding.pacing import AutoPacer, FixedPacer
@@ -21,6 +22,7 @@ from selftrain.decoding.rules import Verifier, check_lenience, rule_for
 from selftrain.decoding.sampler import check_room, row_seeds_of
 from selftrain.decoding.stopping import Stopping, StopScan, resolve_eos
 from selftrain.decoding.streaming import RowStream, Sink, sink_of
+from selftrain.decoding.tree import TreeSteps, tree_rule_for
 from selftrain.nn.modes import training_mode
 from selftrain.ops.lenience import LenienceRule
 
@@ -61,7 +63,7 @@ class SpeculativeDecoder:
     def __init__(
         self,
         target: PreTrainedModel,
-        draft: PreTrainedModel | Drafter,
+        draft: PreTrainedModel | Drafter | TreeDrafter,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         num_draft_tokens: int | Literal["auto"] = 5,
@@ -75,12 +77,15 @@ class SpeculativeDecoder:
         obstacle = slot_obstacle(target)
         if obstacle is not None:
             raise TypeError(f"the target cannot be used for speculative decoding: {obstacle}.")
-        self.drafter: Drafter = (
+        self.drafter: Drafter | TreeDrafter = (
             ModelDrafter(draft, tokenizer=tokenizer)
             if isinstance(draft, torch.nn.Module)
             else draft
         )
         self.drafter.check(target)
+        if isinstance(self.drafter, TreeDrafter):
+            depth = _check_tree(num_draft_tokens, verifier, lenience)
+            num_draft_tokens = min(depth, len(self.drafter.branching))
         self.target, self.tokenizer = target, tokenizer
         self.num_draft_tokens = num_draft_tokens
         self.verifier, self.lenience = verifier, lenience
@@ -182,14 +187,17 @@ class SpeculativeDecoder:
     ) -> Run:
         num = self.num_draft_tokens
         pacer = AutoPacer() if num == "auto" else FixedPacer(num)
+        most = pacer.max_draft_tokens
+        drafter = self.drafter
+        block_size = drafter.num_nodes(most) if isinstance(drafter, TreeDrafter) else most
         # One row may be about to end while another has room for a whole block.
-        capacity = max(map(len, prompts)) + params.max_new_tokens + pacer.max_draft_tokens
+        capacity = max(map(len, prompts)) + params.max_new_tokens + block_size
         cache = SlotCache(self.target, capacity=capacity)
         cache.prefill([p[:-1] for p in prompts])
         session = None
-        if pacer.max_draft_tokens:
+        if most:
             vocab_size = self.target.config.get_text_config(decoder=True).vocab_size
-            session = self.drafter.start(
+            session = self._start(
                 Setting(prompts, capacity, params, target=cache, vocab_size=vocab_size)
             )
         return Run(
@@ -205,6 +213,12 @@ class SpeculativeDecoder:
             processors=processors,
         )
 
+    def _start(self, setting: Setting) -> DraftSession | TreeSteps:
+        if isinstance(self.drafter, TreeDrafter):
+            rule = tree_rule_for(setting.params, self.verifier, self.drafter.sampling)
+            return TreeSteps(self.drafter.start(setting), rule)
+        return self.drafter.start(setting)
+
     def _pad_id(self, eos: frozenset[int]) -> int:
         choices = [
             getattr(getattr(self.target, "generation_config", None), "pad_token_id", None),
@@ -212,6 +226,22 @@ class SpeculativeDecoder:
             *sorted(eos),
         ]
         return next((c for c in choices if c is not None), 0)
+
+
+def _check_tree(
+    num_draft_tokens: int | Literal["auto"],
+    verifier: Verifier | None,
+    lenience: LenienceRule | None,
+) -> int:
+    if num_draft_tokens == "auto":
+        raise ValueError("num_draft_tokens='auto' plans chains; with a TreeDrafter give the depth.")
+    if verifier == "block" or lenience is not None:
+        name = "verifier='block'" if verifier == "block" else "lenience"
+        raise ValueError(
+            f"{name} is a rule for chains; a TreeDrafter goes with verifier None, 'token' or "
+            "'coupled' and no lenience."
+        )
+    return num_draft_tokens
 
 
 def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
