@@ -34,8 +34,64 @@ _GROUPED = {
     "num_key_value_heads": 1,
     "head_dim": 16,
 }
-ARCHITECTURES["Mistral"] = {**_GROUPED, "sliding_window": 4}
-ARCHITECTURES["Qwen3"] = _GROUPED
+_WINDOWED = {**_GROUPED, "sliding_window": 4}
+_SEQ2SEQ = {
+    "d_model": 32,
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "decoder_start_token_id": 0,
+    "scale_embedding": True,
+}
+_T5 = {
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 48,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 2,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "decoder_start_token_id": 0,
+}
+ARCHITECTURES |= {
+    "Bart": _SEQ2SEQ,
+    "Falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "Gemma2": {**_WINDOWED, "query_pre_attn_scalar": 16},
+    "Gemma3": {**_WINDOWED, "layer_types": ["sliding_attention", "full_attention"]},
+    "GPTNeo": {
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "attention_types": [[["global", "local"], 1]],
+    },
+    "GPTNeoX": {k: v for k, v in _GROUPED.items() if k not in ("num_key_value_heads", "head_dim")},
+    "Jamba": _GROUPED,
+    "Llama": _GROUPED,
+    "Llama4": {**_GROUPED, "attention_chunk_size": 4},
+    "Marian": _SEQ2SEQ,
+    "Mistral": _WINDOWED,
+    "Mixtral": {**_WINDOWED, "num_local_experts": 2},
+    "Mpt": {"d_model": 32, "n_layers": 2, "n_heads": 2},
+    "OpenAIGPT": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+    "Phi3": _WINDOWED,
+    "Qwen3": _GROUPED,
+    "T5": _T5,
+    "UMT5": _T5,
+}
+CONFIGS = {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}
+MODELS = {
+    "Bart": "BartForConditionalGeneration",
+    "GPT2": "GPT2LMHeadModel",
+    "Marian": "MarianMTModel",
+    "OpenAIGPT": "OpenAIGPTLMHeadModel",
+    "T5": "T5ForConditionalGeneration",
+    "UMT5": "UMT5ForConditionalGeneration",
+}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -89,16 +145,21 @@ def make_llama() -> Callable[..., LlamaForCausalLM]:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., PreTrainedModel]:
-    """Build a tiny model of another architecture, of 64 tokens: "gpt2", "mistral", ..."""
+    """Build a tiny model of another architecture, of 64 tokens: "gpt2", "mistral", ...
 
-    def make(name: str, **overrides) -> PreTrainedModel:
+    ``sharpness`` scales the weights, besides what the configuration takes.
+    """
+
+    def make(name: str, *, sharpness: float = 1.0, **overrides) -> PreTrainedModel:
         kind = next(k for k in ARCHITECTURES if k.lower() == name)
-        config = getattr(transformers, f"{kind}Config")(
-            vocab_size=64, **IDS, **{**ARCHITECTURES[kind], **overrides}
-        )
-        head = "LMHeadModel" if kind == "GPT2" else "ForCausalLM"
+        settings = {"vocab_size": 64, **IDS, **ARCHITECTURES[kind], **overrides}
+        config = getattr(transformers, CONFIGS.get(kind, f"{kind}Config"))(**settings)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return getattr(transformers, f"{kind}{head}")(config).eval()
+            model = getattr(transformers, MODELS.get(kind, f"{kind}ForCausalLM"))(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(sharpness)
+        return model.eval()
 
     return make

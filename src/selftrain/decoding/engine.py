@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from selftrain.decoding.cache import SlotCache
+from selftrain.decoding.cache import DecodingCache
 from selftrain.decoding.drafters.protocol import Draft, DraftSession, Rows
 from selftrain.decoding.noise import BlockNoise, Noise
 from selftrain.decoding.outcome import Block, SpeculativeStats
@@ -84,6 +84,7 @@ class Run:
         session: The drafter at work, of chains or of trees; None where nothing is ever drafted.
         prompts: The rows.
         max_new_tokens: Most tokens that a row may gain.
+        device: Where the models lie.
         rule: How tokens are drawn and judged.
         pacer: How many tokens to draft.
         seeds: One a row.
@@ -94,11 +95,12 @@ class Run:
 
     def __init__(
         self,
-        target: SlotCache,
+        target: DecodingCache,
         session: DraftSession | TreeSteps | None,
         *,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
+        device: torch.device,
         rule: Rule,
         pacer: Pacer,
         seeds: Sequence[int],
@@ -108,7 +110,7 @@ class Run:
     ) -> None:
         self.target, self.session, self.rule, self.pacer = target, session, rule, pacer
         self.stops, self.streams, self.processors = stops, streams, processors
-        self.device = device = target.device
+        self.device = device
         self.budget = max_new_tokens
         self.new: list[list[int]] = [[] for _ in prompts]  # tokens gained, all rows
         self.active = list(range(len(prompts)))  # rows still in the batch
@@ -149,7 +151,6 @@ class Run:
     def _tree(self, steps: TreeSteps, lengths: list[int], depth: int) -> BlockCounts:
         """Draft a tree, verify and commit."""
         outcome = steps.block(
-            self.target,
             Rows(self.tokens, self.lengths, self.limits - 1, tuple(lengths)),
             depth=depth,
             noise=self.noise.at(lengths, steps.num_nodes(depth) + 1),

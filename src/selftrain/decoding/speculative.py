@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from selftrain._core.checks import check_choice, check_int
-from selftrain.decoding.cache import SlotCache, slot_obstacle
+from selftrain.decoding.cache import CacheKind, decoding_cache, is_encoder_decoder
 from selftrain.decoding.custom_generate import as_custom_generate
 from selftrain.decoding.drafters import Drafter, DraftSession, ModelDrafter, Setting
 from selftrain.decoding.drafters.tree import TreeDrafter
@@ -37,8 +37,10 @@ class SpeculativeDecoder:
     Source: Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318.
 
     Args:
-        target: The model to sample from: any causal model of transformers with full attention.
-        draft: A smaller model over the same vocabulary.
+        target: The model to sample from: a causal or encoder-decoder model of transformers, with
+            full or sliding-window attention.
+        draft: A smaller model over the same vocabulary, or any other :class:`Drafter` of
+            :mod:`selftrain.decoding`.
         tokenizer: Needed for stop strings, and where the models' numbers of logits differ by
             padding.
         num_draft_tokens: Tokens proposed per block; 0 is plain decoding. "auto" measures while it
@@ -48,6 +50,8 @@ class SpeculativeDecoder:
             tokens of plain sampling (``num_draft_tokens=0`` with the same verifier).
         lenience: A rule of :mod:`selftrain.ops` that accepts more, at the price of another output
             law: the statistics then say ``lossless=False`` and bound the distance.
+        cache: "slots" keeps each token of a row at its own place, so that rolling back costs
+            nothing; "dynamic" is for models that refuse it, and slower.
 
     Raises:
         TypeError: If a model cannot be driven through slots; the message says why.
@@ -69,19 +73,16 @@ class SpeculativeDecoder:
         num_draft_tokens: int | Literal["auto"] = 5,
         verifier: Verifier | None = None,
         lenience: LenienceRule | None = None,
+        cache: CacheKind = "slots",
     ) -> None:
         if num_draft_tokens != "auto":
             check_int("num_draft_tokens", num_draft_tokens, low=0)
         check_choice("verifier", verifier, (None, "token", "block", "coupled"))
         check_lenience(verifier, lenience)
-        obstacle = slot_obstacle(target)
-        if obstacle is not None:
-            raise TypeError(f"the target cannot be used for speculative decoding: {obstacle}.")
-        self.drafter: Drafter | TreeDrafter = (
-            ModelDrafter(draft, tokenizer=tokenizer)
-            if isinstance(draft, torch.nn.Module)
-            else draft
-        )
+        self._cache_type = decoding_cache(target, cache, role="target")
+        if isinstance(draft, torch.nn.Module):
+            draft = ModelDrafter(draft, tokenizer=tokenizer, cache=cache)
+        self.drafter: Drafter | TreeDrafter = draft
         self.drafter.check(target)
         if isinstance(self.drafter, TreeDrafter):
             depth = _check_tree(num_draft_tokens, verifier, lenience)
@@ -106,6 +107,7 @@ class SpeculativeDecoder:
 
         Args:
             input_ids: Prompts ``[batch, time]``, padded on either side where they differ in length.
+                An encoder-decoder model encodes them, and the sequences returned are its decoder's.
             attention_mask: 1 at the prompts' tokens, one unbroken stretch a row; default: all.
             params: How to draw; the same warping is applied to target and draft.
             eos_token_ids: Ids that end a row; default: the target's generation config, then the
@@ -159,14 +161,22 @@ class SpeculativeDecoder:
         seeds: Sequence[int] | None = None,
         return_blocks: bool = False,
     ) -> SpeculativeOutput:
-        prompts = _prompts(input_ids, attention_mask)
+        prompts, source = _prompts(input_ids, attention_mask), {}
+        if is_encoder_decoder(self.target):
+            # What was given is read by the encoder; the decoder's rows begin with its own token.
+            start = self._decoder_start()
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            source = {"encoder_input_ids": input_ids, "encoder_attention_mask": attention_mask}
+            input_ids = input_ids.new_full((len(prompts), 1), start)
+            prompts = input_ids.tolist()
         check_room(prompts, params.max_new_tokens, self.target, "target")
         per_row = None if seeds is None else [[s] for s in seeds]
         row_seeds = [s[0] for s in row_seeds_of(len(prompts), 1, params, per_row)]
         eos = resolve_eos(self.target, self.tokenizer, eos_token_ids)
         stopping = Stopping(eos, params.stop, self.tokenizer)
         with torch.inference_mode(), training_mode(False, self.target, *self.drafter.models):
-            run = self._begin(prompts, params, row_seeds, stopping, sink, processors)
+            run = self._begin(prompts, source, params, row_seeds, stopping, sink, processors)
             while run.active:
                 run.block()
         return SpeculativeOutput(
@@ -179,6 +189,7 @@ class SpeculativeDecoder:
     def _begin(
         self,
         prompts: list[list[int]],
+        source: dict[str, Tensor],
         params: SamplingParams,
         seeds: list[int],
         stopping: Stopping,
@@ -192,19 +203,20 @@ class SpeculativeDecoder:
         block_size = drafter.num_nodes(most) if isinstance(drafter, TreeDrafter) else most
         # One row may be about to end while another has room for a whole block.
         capacity = max(map(len, prompts)) + params.max_new_tokens + block_size
-        cache = SlotCache(self.target, capacity=capacity)
+        cache = self._cache_type(self.target, capacity=capacity, **source)
         cache.prefill([p[:-1] for p in prompts])
         session = None
         if most:
             vocab_size = self.target.config.get_text_config(decoder=True).vocab_size
             session = self._start(
-                Setting(prompts, capacity, params, target=cache, vocab_size=vocab_size)
+                Setting(prompts, capacity, params, cache, vocab_size, source)
             )
         return Run(
             cache,
             session,
             prompts=prompts,
             max_new_tokens=params.max_new_tokens,
+            device=self.target.device,
             rule=rule_for(params, self.verifier, self.lenience),
             pacer=pacer,
             seeds=seeds,
@@ -218,6 +230,14 @@ class SpeculativeDecoder:
             rule = tree_rule_for(setting.params, self.verifier, self.drafter.sampling)
             return TreeSteps(self.drafter.start(setting), rule)
         return self.drafter.start(setting)
+
+    def _decoder_start(self) -> int:
+        config = getattr(self.target, "generation_config", None)
+        for holder in (config, self.target.config):
+            start = getattr(holder, "decoder_start_token_id", None)
+            if start is not None:
+                return start
+        raise ValueError("the target's configuration has no decoder_start_token_id to begin with.")
 
     def _pad_id(self, eos: frozenset[int]) -> int:
         choices = [

@@ -171,7 +171,6 @@ class TreeSteps:
 
     def block(
         self,
-        target: SlotCache,
         rows: Rows,
         *,
         depth: int,
@@ -181,7 +180,6 @@ class TreeSteps:
         """Draw a tree, score and judge it, and leave the path that stands in the target's slots.
 
         Args:
-            target: The target, which holds all of the rows but their last tokens.
             rows: The batch.
             depth: How deep to draw, at least 1.
             noise: The noise of the block, with a slot for each node.
@@ -201,6 +199,7 @@ class TreeSteps:
         # The token that ends a block has the last place: a node there could only be cut off again.
         tokens = draft.tokens.masked_fill(places[:, 1:] >= last, -1)
         draft = draft._replace(tokens=tokens)
+        target = self.session.target
         logits = _score(target, rows, draft, torch.minimum(places, last))
         if process is not None:
             logits = process(logits, tokens, node_paths(draft.parents))

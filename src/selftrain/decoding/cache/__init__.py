@@ -1,6 +1,8 @@
 """Key-value caches with per-row lengths, and the one place that knows transformers' caches."""
 
 from selftrain.decoding.cache.fit import (
+    CacheKind,
+    DecodingCache,
     decoding_cache,
     dynamic_obstacle,
     is_encoder_decoder,
@@ -16,6 +18,8 @@ from selftrain.decoding.cache.seq2seq import Seq2SeqCache
 from selftrain.decoding.cache.slots import SlotCache
 
 __all__ = [
+    "CacheKind",
+    "DecodingCache",
     "HoleyCache",
     "MaskPlan",
     "PaddedCache",

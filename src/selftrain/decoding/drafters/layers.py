@@ -118,10 +118,12 @@ class LayerDrafter:
 
     def start(self, setting: Setting) -> "_LayerDraft":
         """Begin a call; nothing needs to be computed, the target's slots hold the prompts."""
-        if not isinstance(setting.target, SlotCache):
-            raise TypeError("LayerDrafter shares the target's slots; use it with cache='slots'.")
-        view = first_layers(setting.target.model, self.num_layers)
-        return _LayerDraft(setting.target.view(view))
+        slots = setting.target
+        if not isinstance(slots, SlotCache):
+            raise ValueError(
+                "LayerDrafter shares the target's slots; use cache='slots' and a causal target."
+            )
+        return _LayerDraft(slots.view(first_layers(slots.model, self.num_layers)))
 
 
 class _LayerDraft:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from selftrain.decoding.cache import SlotCache, slot_obstacle
+from selftrain.decoding.cache import CacheKind, DecodingCache, decoding_cache, is_encoder_decoder
 from selftrain.decoding.drafters.protocol import Draft, Pick, Rows, Setting
 from selftrain.decoding.sampler import check_room
 
@@ -13,17 +13,24 @@ class ModelDrafter:
     """Drafts with a model, token by token.
 
     Args:
-        model: A causal model over the target's vocabulary.
+        model: A model over the target's vocabulary; with an encoder if the target has one, which
+            then reads the same input.
         tokenizer: Needed where the models' numbers of logits differ by padding.
+        cache: How its cache rolls back; see :class:`selftrain.SpeculativeDecoder`.
+
+    Raises:
+        TypeError: If the model cannot be driven through such a cache; the message says why.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        cache: CacheKind = "slots",
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        obstacle = slot_obstacle(model)
-        if obstacle is not None:
-            raise TypeError(f"the draft cannot be used for speculative decoding: {obstacle}.")
+        self._cache_type = decoding_cache(model, cache, role="draft")
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -36,6 +43,11 @@ class ModelDrafter:
             raise ValueError(
                 f"the target is on {target.device}, the draft on {self.model.device}; "
                 f"move one: draft.to({str(target.device)!r})."
+            )
+        if is_encoder_decoder(target) != is_encoder_decoder(self.model):
+            raise TypeError(
+                "one of target and draft has an encoder, the other has not; both must read the "
+                "same input."
             )
         target_size, draft_size = num_logits(target), num_logits(self.model)
         used = None if self.tokenizer is None else len(self.tokenizer)
@@ -50,7 +62,7 @@ class ModelDrafter:
     def start(self, setting: Setting) -> "ModelSession":
         """Begin one call of ``generate``."""
         check_room(setting.prompts, setting.params.max_new_tokens, self.model, "draft")
-        cache = SlotCache(self.model, capacity=setting.capacity)
+        cache = self._cache_type(self.model, capacity=setting.capacity, **setting.source)
         return ModelSession(cache, num_logits(self.model), setting.vocab_size)
 
 
@@ -64,7 +76,7 @@ class ModelSession:
             no mass.
     """
 
-    def __init__(self, cache: SlotCache, draft_size: int, vocab_size: int) -> None:
+    def __init__(self, cache: DecodingCache, draft_size: int, vocab_size: int) -> None:
         self.cache, self.draft_size, self.vocab_size = cache, draft_size, vocab_size
         self._fed: list[int] = []  # how many tokens of each row the cache has seen, at most
 
@@ -76,18 +88,15 @@ class ModelSession:
         what is there.
         """
         positions, fed = self._unseen(rows)
-        drawn, laws, extent = [], [], rows.extent
+        picks, extent = [], rows.extent
         for slot in range(num_tokens):
             logits = self.cache.forward(fed, positions, extent=extent + slot, last_only=True)
-            token, law = pick(self._resize(logits[:, -1]), slot)
-            drawn.append(token)
-            if law is not None:
-                laws.append(law)
+            picks.append(pick(self._resize(logits[:, -1]), slot))
             # The target may hold padding ids that the draft has no row for: any row will do there.
-            fed = self._known(token).unsqueeze(1)
+            fed = self._known(picks[-1][0]).unsqueeze(1)
             positions = torch.minimum(rows.lengths + slot, rows.last).unsqueeze(1)
         self._fed = [n + num_tokens - 1 for n in rows.host_lengths]
-        return Draft(torch.stack(drawn, dim=1), torch.stack(laws, dim=1) if laws else None)
+        return Draft.stack(picks)
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows with these indices."""

@@ -1,14 +1,14 @@
 """What a drafter is: anything that proposes tokens for the target to verify."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from selftrain.decoding.cache import SlotCache
+from selftrain.decoding.cache import DecodingCache
 from selftrain.decoding.params import SamplingParams
 
 
@@ -71,10 +71,12 @@ class Setting:
     """Most tokens that a row can hold."""
     params: SamplingParams
     """How the target is sampled."""
-    target: SlotCache
+    target: DecodingCache
     """The target and its cache, which holds every prompt but for its last token."""
     vocab_size: int
     """The target's number of logits."""
+    source: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the rows of an encoder-decoder model are decoded from, as arguments of its cache."""
 
 
 class DraftSession(Protocol):

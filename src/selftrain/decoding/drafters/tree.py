@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftrain._core.checks import check_choice, check_int
 from selftrain.decoding.cache import SlotCache
+from selftrain.decoding.cache.masks import MaskPlan
 from selftrain.decoding.drafters.model import ModelDrafter, num_logits
 from selftrain.decoding.drafters.protocol import Rows, Setting
 from selftrain.decoding.sampler import check_room
@@ -121,12 +122,21 @@ class TreeDrafter:
                     f"the {role} cannot be used with trees: it takes positions or masks from the "
                     "order in which tokens are stored."
                 )
+            window = MaskPlan(model).window
+            if window is not None and len(self.branching) >= window:
+                raise ValueError(
+                    f"the tree has {len(self.branching)} levels, and some layers of the {role} see "
+                    f"{window} tokens; a tree must be less deep than that."
+                )
 
     def start(self, setting: Setting) -> "TreeSession":
         """Begin one call of ``generate``."""
         model = self._drafter.model
         check_room(setting.prompts, setting.params.max_new_tokens, model, "draft")
+        if not isinstance(setting.target, SlotCache):
+            raise ValueError("TreeDrafter needs slots; use cache='slots' and a causal target.")
         return TreeSession(
+            setting.target,
             SlotCache(model, capacity=setting.capacity),
             self.branching,
             draft_size=num_logits(model),
@@ -135,11 +145,18 @@ class TreeDrafter:
 
 
 class TreeSession:
-    """A draft of trees at work on a batch."""
+    """A draft of trees at work on a batch, and the target's slots, where trees are stored too."""
 
     def __init__(
-        self, cache: SlotCache, branching: tuple[int, ...], *, draft_size: int, vocab_size: int
+        self,
+        target: SlotCache,
+        cache: SlotCache,
+        branching: tuple[int, ...],
+        *,
+        draft_size: int,
+        vocab_size: int,
     ) -> None:
+        self.target = target
         self.cache, self.branching = cache, branching
         self.draft_size, self.vocab_size = draft_size, vocab_size
         self._fed: list[int] = []  # committed tokens in the cache, row by row
