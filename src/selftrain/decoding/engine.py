@@ -18,10 +18,9 @@ from selftrain.decoding.noise import BlockNoise, Noise
 from selftrain.decoding.outcome import Block, SpeculativeStats
 from selftrain.decoding.pacing import Pacer
 from selftrain.decoding.processing import Processor, process
-from selftrain.decoding.rules import Rule
+from selftrain.decoding.rules import Judgement, Rule
 from selftrain.decoding.stopping import StopScan
 from selftrain.decoding.streaming import RowStream
-from selftrain.ops.verify import Verdict
 
 _NAN = (
     "the target's logits are NaN, +inf or all -inf; check its weights and dtype "
@@ -32,7 +31,7 @@ _NAN = (
 class BlockCounts:
     """What the host knows of a block, row by row."""
 
-    def __init__(self, rows: list[int], outcome: list[list[int]], verdict: Verdict) -> None:
+    def __init__(self, rows: list[int], outcome: list[list[int]], verdict: Judgement) -> None:
         self.rows = rows
         self.accepted = [o[0] for o in outcome]
         self.next_tokens = [o[1] for o in outcome]
@@ -174,7 +173,7 @@ class Run:
         ]
         return process(self.processors, logits, prefixes)
 
-    def _append(self, draft: Draft, slots: Tensor, verdict: Verdict) -> None:
+    def _append(self, draft: Draft, slots: Tensor, verdict: Judgement) -> None:
         """Write what stands and the next token behind each row."""
         accepted = verdict.num_accepted.unsqueeze(1)
         block = torch.nn.functional.pad(draft.tokens, (0, 1)).scatter(
@@ -184,7 +183,7 @@ class Run:
         self.tokens.scatter_(1, self.lengths.unsqueeze(1) + slots, block.clamp(min=0))
         self.lengths = self.lengths + verdict.num_accepted + 1
 
-    def _read(self, draft: Draft, verdict: Verdict) -> BlockCounts:
+    def _read(self, draft: Draft, verdict: Judgement) -> BlockCounts:
         """Bring the outcome to the host: the one wait of a block."""
         ends = torch.stack([verdict.num_accepted, verdict.next_tokens], dim=1)
         counts = BlockCounts(self.active, torch.cat([ends, draft.tokens], 1).tolist(), verdict)
@@ -228,7 +227,7 @@ class Run:
             num_accepted=sum(sum(b.accepted) for b in self.counts),
             total_overlap=sum(b.overlap() for b in self.counts),
             lossless=lossless,
-            tv_bound=min(1.0, max(distortion)),
+            tv_bound=0.0 if lossless else min(1.0, max(distortion)),
         )
 
     def blocks(self) -> tuple[Block, ...]:

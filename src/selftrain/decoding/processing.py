@@ -8,8 +8,8 @@ from torch import Tensor
 Processor = Callable[[Tensor, Tensor], Tensor]
 """A processor of transformers, or any function of (input_ids, scores) that returns new scores."""
 
-# What SamplingParams says already.
-_WARPERS = ("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper")
+# What SamplingParams says already, in its order.
+WARPERS = ("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper")
 # These keep state from call to call, so they can neither look ahead nor take a step back.
 _STATEFUL = (
     "UnbatchedClassifierFreeGuidanceLogitsProcessor",
@@ -36,7 +36,7 @@ def check_processors(
                 "block several tokens are scored at once and some are taken back. Use plain "
                 "decoding for it."
             )
-        if name in _WARPERS:
+        if name in WARPERS:
             raise ValueError(
                 f"logits_processor holds a {name}; say it in SamplingParams instead "
                 "(temperature, top_k, top_p, min_p), which apply after all processors."
@@ -62,7 +62,11 @@ def process(
     for row, text in zip(scores, texts, strict=True):
         ids = torch.tensor([list(text)], device=logits.device).clamp(min=0)
         first = ids.shape[1] - num_places + 1
-        rows.append(
-            torch.cat([processors(ids[:, : first + i], row[i : i + 1]) for i in range(num_places)])
-        )
+        places = []
+        for place in range(num_places):
+            scored = row[place : place + 1]
+            for processor in processors:
+                scored = processor(ids[:, : first + place], scored)
+            places.append(scored)
+        rows.append(torch.cat(places))
     return torch.stack(rows)

@@ -1,6 +1,7 @@
 """How tokens are drawn and judged: one rule for a whole call of ``generate``."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -10,6 +11,12 @@ from selftrain.decoding.drafters.protocol import Draft
 from selftrain.decoding.noise import BlockNoise
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.sampler import warp
+from selftrain.ops.lenience import (
+    LenienceRule,
+    LenientVerdict,
+    MixtureLenience,
+    verify_lenient,
+)
 from selftrain.ops.verify import (
     Verdict,
     verify_block,
@@ -20,6 +27,7 @@ from selftrain.ops.verify import (
 from selftrain.ops.warp import inverse_cdf
 
 Verifier = Literal["token", "block", "coupled"]
+Judgement = Verdict | LenientVerdict
 
 
 class Rule(Protocol):
@@ -29,7 +37,7 @@ class Rule(Protocol):
         """Draw one token a row from ``[batch, vocab]``; see :class:`drafters.Pick`."""
         ...
 
-    def judge(self, logits: Tensor, draft: Draft, noise: BlockNoise) -> Verdict:
+    def judge(self, logits: Tensor, draft: Draft, noise: BlockNoise) -> Judgement:
         """Say what stands, from the target's raw logits ``[batch, drafted + 1, vocab]``."""
         ...
 
@@ -46,10 +54,33 @@ class GreedyRule:
         return verify_greedy(logits, draft.tokens)
 
 
+class LenientGreedyRule:
+    """Both models take their most likely token; the target lets pass what is not its own."""
+
+    def __init__(self, lenience: LenienceRule) -> None:
+        self.lenience = lenience
+
+    def pick(self, logits: Tensor, noise: BlockNoise, slot: int) -> tuple[Tensor, Tensor | None]:
+        """Return the most likely token."""
+        return logits.argmax(-1), None
+
+    def judge(self, logits: Tensor, draft: Draft, noise: BlockNoise) -> Judgement:
+        """Accept what the target likes enough, at temperature 1."""
+        return verify_lenient(
+            logits,
+            None,
+            draft.tokens,
+            lenience=self.lenience,
+            accept_uniforms=noise.accept,
+            emit_uniforms=noise.emit,
+            greedy=True,
+        )
+
+
 class SampledRule:
     """Draft by inverse CDF, one uniform a token; accept and resample by ``verify``."""
 
-    def __init__(self, params: SamplingParams, verify: Callable[..., Verdict]) -> None:
+    def __init__(self, params: SamplingParams, verify: Callable[..., Judgement]) -> None:
         self.params, self.verify = params, verify
 
     def pick(self, logits: Tensor, noise: BlockNoise, slot: int) -> tuple[Tensor, Tensor | None]:
@@ -57,7 +88,7 @@ class SampledRule:
         law = warp(logits, self.params)
         return inverse_cdf(torch.softmax(law, dim=-1), noise.draft[:, slot]), law
 
-    def judge(self, logits: Tensor, draft: Draft, noise: BlockNoise) -> Verdict:
+    def judge(self, logits: Tensor, draft: Draft, noise: BlockNoise) -> Judgement:
         """Apply the accept test and draw what follows."""
         return self.verify(
             warp(logits, self.params),
@@ -86,10 +117,38 @@ class CoupledRule:
         return verify_coupled(law, draft.tokens, gumbel=shared[:, : law.shape[1]])
 
 
-def rule_for(params: SamplingParams, verifier: Verifier | None) -> Rule:
+def rule_for(
+    params: SamplingParams, verifier: Verifier | None, lenience: LenienceRule | None
+) -> Rule:
     """Return the rule for these parameters; at temperature 0 every verifier is the greedy one."""
     if params.greedy:
-        return GreedyRule()
+        return GreedyRule() if lenience is None else LenientGreedyRule(lenience)
+    if lenience is not None:
+        rule = "block" if verifier == "block" else "token"
+        return SampledRule(params, partial(verify_lenient, lenience=lenience, rule=rule))
     if verifier == "coupled":
         return CoupledRule(params)
     return SampledRule(params, verify_tokens if verifier == "token" else verify_block)
+
+
+def check_lenience(verifier: Verifier | None, lenience: LenienceRule | None) -> None:
+    """Raise unless the lenience is one, and combines with the verifier.
+
+    Raises:
+        TypeError: If it is no lenience.
+        ValueError: If the verifier is lossless by its nature.
+    """
+    if lenience is None:
+        return
+    if not isinstance(lenience, LenienceRule):
+        raise TypeError(
+            "lenience must be a Lenience, LeviathanLenience, MixtureLenience or TypicalAcceptance "
+            f"of selftrain.ops, got {lenience!r}."
+        )
+    if verifier == "coupled":
+        raise ValueError("verifier='coupled' gives plain sampling's tokens; it takes no lenience.")
+    if verifier == "block" and not isinstance(lenience, MixtureLenience):
+        raise ValueError(
+            f"verifier='block' needs a law to verify against, which {type(lenience).__name__} is "
+            "not; use MixtureLenience, or verifier='token'."
+        )

@@ -1,7 +1,7 @@
 """Speculative decoding: a draft proposes, the target verifies many tokens in one forward."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -10,25 +10,28 @@ from transformers.generation.streamers import BaseStreamer
 
 from selftrain._core.checks import check_choice, check_int
 from selftrain.decoding.cache import SlotCache, slot_obstacle
+from selftrain.decoding.custom_generate import as_custom_generate
 from selftrain.decoding.drafters import Drafter, ModelDrafter, Setting
 from selftrain.decoding.engine import Run
 from selftrain.decoding.outcome import SpeculativeOutput
 from selftrain.decoding.pacing import AutoPacer, FixedPacer
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.processing import Processor, check_processors
-from selftrain.decoding.rules import Verifier, rule_for
+from selftrain.decoding.rules import Verifier, check_lenience, rule_for
 from selftrain.decoding.sampler import check_room, row_seeds_of
 from selftrain.decoding.stopping import Stopping, StopScan, resolve_eos
 from selftrain.decoding.streaming import RowStream, Sink, sink_of
 from selftrain.nn.modes import training_mode
+from selftrain.ops.lenience import LenienceRule
 
 
 class SpeculativeDecoder:
     """Exact speculative decoding of a target model with the help of a draft model.
 
-    The output law is the target's own, whatever the draft: greedy output is the target's greedy
-    output, sampled output has the target's distribution under the same warping. Rows of a batch
-    accept different numbers of tokens and do not influence one another.
+    The output law is the target's own, whatever the draft (unless lenience is asked for): greedy
+    output is the target's greedy output, sampled output has the target's distribution under the
+    same warping. Rows of a batch accept different numbers of tokens and do not influence one
+    another.
     Source: Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318.
 
     Args:
@@ -41,6 +44,8 @@ class SpeculativeDecoder:
         verifier: How proposals are tested at temperatures above 0. "block", the default, accepts
             most; "token" is the rule of the first papers; "coupled" gives, seed for seed, the
             tokens of plain sampling (``num_draft_tokens=0`` with the same verifier).
+        lenience: A rule of :mod:`selftrain.ops` that accepts more, at the price of another output
+            law: the statistics then say ``lossless=False`` and bound the distance.
 
     Raises:
         TypeError: If a model cannot be driven through slots; the message says why.
@@ -61,10 +66,12 @@ class SpeculativeDecoder:
         tokenizer: PreTrainedTokenizerBase | None = None,
         num_draft_tokens: int | Literal["auto"] = 5,
         verifier: Verifier | None = None,
+        lenience: LenienceRule | None = None,
     ) -> None:
         if num_draft_tokens != "auto":
             check_int("num_draft_tokens", num_draft_tokens, low=0)
         check_choice("verifier", verifier, (None, "token", "block", "coupled"))
+        check_lenience(verifier, lenience)
         obstacle = slot_obstacle(target)
         if obstacle is not None:
             raise TypeError(f"the target cannot be used for speculative decoding: {obstacle}.")
@@ -75,7 +82,8 @@ class SpeculativeDecoder:
         )
         self.drafter.check(target)
         self.target, self.tokenizer = target, tokenizer
-        self.num_draft_tokens, self.verifier = num_draft_tokens, verifier
+        self.num_draft_tokens = num_draft_tokens
+        self.verifier, self.lenience = verifier, lenience
 
     def generate(
         self,
@@ -110,25 +118,56 @@ class SpeculativeDecoder:
                 mask, there is no room in a model's positions, a processor cannot look ahead, or
                 logits become NaN.
         """
-        params = params or SamplingParams()
+        sink, finish = sink_of(streamer, input_ids) if streamer is not None else (None, None)
+        output = self._decode(
+            input_ids,
+            attention_mask=attention_mask,
+            params=params or SamplingParams(),
+            eos_token_ids=eos_token_ids,
+            processors=check_processors(logits_processor),
+            sink=sink,
+            seeds=seeds,
+            return_blocks=return_blocks,
+        )
+        if finish is not None:
+            finish()
+        return output
+
+    def as_custom_generate(self) -> Callable[..., Any]:
+        """Return what ``target.generate`` of transformers takes as ``custom_generate``.
+
+        Example:
+            >>> loop = decoder.as_custom_generate()  # doctest: +SKIP
+            >>> target.generate(input_ids, custom_generate=loop)  # doctest: +SKIP
+        """
+        return as_custom_generate(self)
+
+    def _decode(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None,
+        params: SamplingParams,
+        eos_token_ids: int | Sequence[int] | None,
+        processors: Sequence[Processor],
+        sink: Sink | None,
+        seeds: Sequence[int] | None = None,
+        return_blocks: bool = False,
+    ) -> SpeculativeOutput:
         prompts = _prompts(input_ids, attention_mask)
-        processors = check_processors(logits_processor)
         check_room(prompts, params.max_new_tokens, self.target, "target")
         per_row = None if seeds is None else [[s] for s in seeds]
         row_seeds = [s[0] for s in row_seeds_of(len(prompts), 1, params, per_row)]
         eos = resolve_eos(self.target, self.tokenizer, eos_token_ids)
         stopping = Stopping(eos, params.stop, self.tokenizer)
-        sink, finish = sink_of(streamer, input_ids) if streamer is not None else (None, None)
         with torch.inference_mode(), training_mode(False, self.target, *self.drafter.models):
             run = self._begin(prompts, params, row_seeds, stopping, sink, processors)
             while run.active:
                 run.block()
-        if finish is not None:
-            finish()
         return SpeculativeOutput(
             sequences=_assemble(input_ids, run.new, self._pad_id(eos)),
             lengths=torch.tensor([len(row) for row in run.new], device=input_ids.device),
-            stats=run.stats(lossless=True),
+            stats=run.stats(lossless=self.lenience is None or self.lenience.lossless),
             blocks=run.blocks() if return_blocks else (),
         )
 
@@ -158,7 +197,7 @@ class SpeculativeDecoder:
             session,
             prompts=prompts,
             max_new_tokens=params.max_new_tokens,
-            rule=rule_for(params, self.verifier),
+            rule=rule_for(params, self.verifier, self.lenience),
             pacer=pacer,
             seeds=seeds,
             stops=[StopScan(stopping) for _ in prompts],

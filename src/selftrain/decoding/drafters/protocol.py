@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -19,6 +20,13 @@ class Draft(NamedTuple):
     logits: Tensor | None
     """Warped logits of those laws ``[batch, drafted, vocab]``. None: the tokens were not drawn but
     determined (greedy decoding, n-grams), so that each law has all its mass on its token."""
+
+    @classmethod
+    def stack(cls, picks: Sequence[tuple[Tensor, Tensor | None]]) -> "Draft":
+        """Return the draft of what :class:`Pick` returned, slot by slot."""
+        laws = [law for _, law in picks if law is not None]
+        tokens = torch.stack([token for token, _ in picks], dim=1)
+        return cls(tokens, torch.stack(laws, dim=1) if laws else None)
 
 
 @dataclass(frozen=True, slots=True)
