@@ -1,0 +1,3 @@
+"""Proofs of exactness."""
+
+from selftrain.decoding.proof.enumeration import *
