@@ -196,7 +196,7 @@ def enumerate_block(
         tensor([0.1000, 0.9000], dtype=torch.float64)
     """
     how = Drafting(num_draft_tokens=num_draft_tokens, **drafting)  # pyrefly: ignore
-    return _enumerate(verifier, target, draft, how, num_draft_tokens + 1, blocks_from=1)
+    return joint_law(verifier, target, draft, how, num_draft_tokens + 1, blocks_until=1)[0]
 
 
 def enumerate_sequence(
@@ -225,46 +225,46 @@ def enumerate_sequence(
     """
     check_int("num_tokens", num_tokens, low=1)
     how = Drafting(num_draft_tokens=num_draft_tokens, **drafting)  # pyrefly: ignore
-    return _enumerate(verifier, target, draft, how, num_tokens, blocks_from=num_tokens)
+    return joint_law(verifier, target, draft, how, num_tokens, blocks_until=num_tokens)[0]
 
 
-def _enumerate(
+def joint_law(
     verifier: Verifier,
     target: LanguageModel,
     draft: LanguageModel,
     drafting: Drafting,
     num_tokens: int,
     *,
-    blocks_from: int,
-) -> Tensor:
-    """Follow, length by length, the probability that a block begins after each text.
+    blocks_until: int,
+) -> tuple[Tensor, bool]:
+    """Return the law of ``num_tokens`` tokens, and whether all that blocks emit is possible.
 
-    Blocks begin behind texts shorter than ``blocks_from``, later the target goes on alone.
+    Blocks begin behind texts shorter than ``blocks_until``; from there the target goes on alone.
+    What is followed, length by length, is the probability that a block begins after each text.
     """
-    empty = torch.zeros(1, 0, dtype=torch.long)
-    vocab = target(empty).shape[-1]
+    vocab = target(torch.zeros(1, 0, dtype=torch.long)).shape[-1]
     starts = [torch.zeros(vocab**n, dtype=torch.float64) for n in range(num_tokens + 1)]
     starts[0][0] = 1.0
-    plain = Drafting(num_draft_tokens=0)
+    possible = True
     for length in range(num_tokens):
         index = starts[length].nonzero().squeeze(1)
-        texts = all_texts(vocab, length)[index]
-        how = drafting if length < blocks_from else plain
-        if how is plain:
-            following = target(texts).double().softmax(-1) * starts[length][index].unsqueeze(1)
+        texts, mass = all_texts(vocab, length)[index], starts[length][index]
+        if length >= blocks_until:
+            following = target(texts).double().softmax(-1) * mass.unsqueeze(1)
             starts[length + 1].view(-1, vocab)[index] += following
             continue
-        outcomes = block_outcomes(verifier, target, draft, how, texts)
-        mass = starts[length][index[outcomes.prefix]] * outcomes.probs
+        outcomes = block_outcomes(verifier, target, draft, drafting, texts)
+        possible = possible and bool(outcomes.possible.all())
         num_kept = outcomes.num_emitted.clamp(max=num_tokens - length)
-        for kept in range(1, how.num_draft_tokens + 2):
+        for kept in range(1, drafting.num_draft_tokens + 2):
             of = num_kept == kept
             if of.any():
                 place = vocab ** torch.arange(kept - 1, -1, -1)
-                code = (outcomes.emitted[of, :kept] * place).sum(1)
-                where = index[outcomes.prefix[of]] * vocab**kept + code
-                starts[length + kept].index_add_(0, where, mass[of])
-    return starts[-1].view([vocab] * num_tokens)
+                text = (outcomes.emitted[of, :kept] * place).sum(1)
+                text = text + index[outcomes.prefix[of]] * vocab**kept
+                share = outcomes.probs[of] * mass[outcomes.prefix[of]]
+                starts[length + kept].index_add_(0, text, share)
+    return starts[-1].view([vocab] * num_tokens), possible
 
 
 def emitted_per_block(outcomes: Outcomes) -> float:

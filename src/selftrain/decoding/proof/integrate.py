@@ -17,7 +17,7 @@ ALMOST_ONE = 1 - 2.0**-52
 Label = Callable[[Tensor, Tensor], Tensor]
 """Maps rows ``[n]`` and points ``[n, axes]`` to labels, int64 ``[n]``."""
 
-_SCAN = torch.cat([torch.arange(8) / 8, torch.tensor([ALMOST_ONE], dtype=torch.float64)])
+_SCAN = torch.tensor([0, 0.25, 0.5, 0.75, ALMOST_ONE], dtype=torch.float64)
 _FINEST = 2.0**-53
 _MOST_CHANGES = 64  # of the label along one line; a verifier has as many as tokens, at the most
 
@@ -37,7 +37,7 @@ def integrate(label: Label, num_rows: int, num_axes: int) -> Boxes:
     """Partition the unit cube of ``num_axes`` uniforms for each of ``num_rows`` rows.
 
     A change of the label is seen if, with all later axes at 0 or all at almost 1, it shows between
-    two eighths: it is enough that the label, or each part of it, is monotone along the axis.
+    two quarters: it is enough that the label, or each part of it, is monotone along the axis.
 
     Raises:
         ValueError: If the label is not constant on the boxes so found.
@@ -63,6 +63,7 @@ def _inside(low: Tensor, high: Tensor) -> Tensor:
 def _cuts(label: Label, row: Tensor, points: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     """Return where the label changes along ``axis``, and in which box."""
     later = torch.tensor([0.0, ALMOST_ONE], dtype=torch.float64)
+    later = later[: 1 if axis == points.shape[1] - 1 else 2]
     probes = points.unsqueeze(1).repeat(1, len(later), 1)
     probes[:, :, axis + 1 :] = later.view(1, -1, 1)
     probes = probes.flatten(0, 1)  # [boxes * 2, axes]

@@ -109,9 +109,7 @@ def simulate(
     return Walk(tokens[:, order : order + num_tokens], float(lengths.sum()) / blocks)
 
 
-def _noise(
-    seeds: Tensor, start: Tensor, num_slots: int, keying: Keying
-) -> dict[Stream, Tensor]:
+def _noise(seeds: Tensor, start: Tensor, num_slots: int, keying: Keying) -> dict[Stream, Tensor]:
     slots = torch.arange(num_slots)
     streams = {Stream.EMIT: keying.emit, Stream.ACCEPT: keying.accept, Stream.DRAFT: keying.draft}
     fresh = torch.tensor([key == "block" for key in streams.values()]).view(-1, 1, 1)
