@@ -106,15 +106,13 @@ def foreign(sample: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Verifier:
                     draft_logits[row, :k].unsqueeze(0),
                     drafted,
                 ).flatten()
-            if (
-                not 1 <= len(emitted) <= k + 1
-                or (emitted[:-1] != drafted[0, : len(emitted) - 1]).any()
-            ):
+            tau = len(emitted) - 1
+            if not 0 <= tau <= k or (emitted[:tau] != drafted[0, :tau]).any():
                 raise ValueError(
                     f"{k} tokens were drafted, {drafted.tolist()}, and {emitted.tolist()} emitted: "
                     "that must be a beginning of the draft and one token more."
                 )
-            accepted.append(len(emitted) - 1)
+            accepted.append(tau)
             following.append(int(emitted[-1]))
         overlap = torch.full(draft_tokens.shape, torch.nan)
         return Verdict(torch.tensor(accepted), torch.tensor(following), overlap)

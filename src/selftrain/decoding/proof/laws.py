@@ -62,7 +62,7 @@ def compare_counts(counts: Tensor, law: Tensor) -> LawTest:
         )
     ratio = torch.xlogy(observed_cells, observed_cells / expected_cells)
     statistic = 2 * float(ratio.sum())
-    # Wilson and Hilferty: the cube root of chi-square is nearly normal. Tails of p-values underflow.
+    # Wilson and Hilferty: the cube root of chi-square is nearly normal; p-values underflow.
     spread = 2 / (9 * degrees)
     sigmas = ((max(statistic, 0.0) / degrees) ** (1 / 3) - 1 + spread) / spread**0.5
     return LawTest(

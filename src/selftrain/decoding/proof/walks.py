@@ -56,12 +56,13 @@ def simulate(
     num_tokens: int,
     num_rows: int,
     keying: Keying | None = None,
+    first_position: int = 0,
     seed: int = 0,
 ) -> Walk:
     """Decode texts of ``num_tokens`` tokens, all rows at once, the noise drawn from Philox.
 
     With the default keying the noise is what :class:`selftrain.SpeculativeDecoder` draws for rows
-    with the seeds ``seed``, ``seed + 1``, and so on.
+    with the seeds ``seed``, ``seed + 1``, and so on, behind a prompt of ``first_position`` tokens.
 
     Args:
         verifier: The rule, called as :func:`selftrain.ops.verify_tokens` is.
@@ -71,6 +72,7 @@ def simulate(
         num_tokens: Length of the texts.
         num_rows: Number of independent texts.
         keying: How the noise is addressed.
+        first_position: Position of the first token.
         seed: Seed of the first row.
     """
     for name, value in (("num_tokens", num_tokens), ("num_rows", num_rows)):
@@ -84,7 +86,7 @@ def simulate(
     blocks = 0
     while (active := lengths < num_tokens).any():
         start = lengths.clamp(max=num_tokens).unsqueeze(1)
-        noise = _noise(seeds, start, k + 1, keying or Keying())
+        noise = _noise(seeds, start + first_position, k + 1, keying or Keying())
         laws = []
         for slot in range(k):
             context = tokens.gather(1, start + slot + torch.arange(order))
