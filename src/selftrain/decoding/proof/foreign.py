@@ -10,7 +10,7 @@ from selftrain.decoding.proof.enumeration import Verifier
 from selftrain.ops.verify import Verdict
 from selftrain.ops.warp import inverse_cdf
 
-_BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
+_STEPS = {torch.float32: 2.0**24, torch.float16: 2.0**11, torch.bfloat16: 2.0**8}
 
 
 @contextmanager
@@ -32,9 +32,10 @@ def injected_noise(accept_uniforms: Sequence[float], emit_uniform: float) -> Ite
     def take(like: Tensor) -> Tensor:
         if like.numel() > len(queue):
             raise RuntimeError("the verifier draws more uniforms than it has tokens to decide.")
-        scale = 2.0 ** _BITS[like.dtype]
         drawn = torch.tensor([queue.pop(0) for _ in range(like.numel())], dtype=torch.float64)
-        return like.copy_((drawn * scale).floor().div(scale).view(like.shape))
+        if like.dtype in _STEPS:  # down to what torch draws: never up to 1
+            drawn = (drawn * _STEPS[like.dtype]).floor() / _STEPS[like.dtype]
+        return like.copy_(drawn.view(like.shape))
 
     def rand(*size: object, generator: object = None, **options: object) -> Tensor:
         return take(torch.empty(*size, **options))  # pyrefly: ignore

@@ -7,6 +7,7 @@ from scipy import stats
 from torch import Tensor
 
 _LEAST_EXPECTED = 5.0
+_SMALLEST = 1e-300
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +21,8 @@ class LawTest:
     p_value: float
     """The probability of a statistic at least as large by chance."""
     sigmas: float
-    """The same as standard deviations of a normal variable; right far out in the tail too."""
+    """The same in standard deviations of a normal variable; a lower bound where the p-value is too
+    small for a float."""
     total_variation: float
     """Distance of the observed frequencies from the law."""
 
@@ -61,14 +63,17 @@ def compare_counts(counts: Tensor, law: Tensor) -> LawTest:
             total_variation=distance,
         )
     ratio = torch.xlogy(observed_cells, observed_cells / expected_cells)
-    statistic = 2 * float(ratio.sum())
-    # Wilson and Hilferty: the cube root of chi-square is nearly normal; p-values underflow.
-    spread = 2 / (9 * degrees)
-    sigmas = ((max(statistic, 0.0) / degrees) ** (1 / 3) - 1 + spread) / spread**0.5
+    statistic = max(2 * float(ratio.sum()), 0.0)  # rounding may leave less than nothing
+    p_value = float(stats.chi2.sf(statistic, degrees))
+    sigmas = float(stats.norm.isf(p_value))
+    if p_value < _SMALLEST:
+        # Wilson and Hilferty: the cube root of chi-square is nearly normal; too small far out.
+        spread = 2 / (9 * degrees)
+        sigmas = ((statistic / degrees) ** (1 / 3) - 1 + spread) / spread**0.5
     return LawTest(
         statistic=statistic,
         degrees=degrees,
-        p_value=float(stats.chi2.sf(statistic, degrees)),
+        p_value=p_value,
         sigmas=sigmas,
         total_variation=distance,
     )

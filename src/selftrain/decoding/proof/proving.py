@@ -111,8 +111,8 @@ def default_scenarios(*, temperature: float = 1.0, seed: int = 0) -> list[Scenar
         Scenario("temperature 0", p3.warped(temperature=0.0), q3, drafting(2)),
         Scenario("draft stops after a token", p3, q3, drafting(3, **ends)),
         Scenario("draft chosen without chance", p3, q3, drafting(3, determined=True)),
-        Scenario("several blocks", *pair(2), drafting(2), 5),
-        Scenario("several blocks, draft stops", *pair(2), drafting(3, **ends), 5),
+        Scenario("several blocks", *pair(2), drafting(2), 4),
+        Scenario("several blocks, draft stops", *pair(2), drafting(2, **ends), 4),
     ]
     if temperature != 1.0:
         scenarios = [
