@@ -11,6 +11,7 @@ installed transformers, each against its own plain decoding. A case that raises 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -381,7 +382,10 @@ def page(rows: list[dict[str, Any]], environment: dict[str, Any]) -> str:
         return table(["case", *columns], [[c, *(v[k] for k in columns)] for c, v in cases.items()])
 
     def verdict(row: dict[str, Any]) -> str:
-        return f"passes, {row['deviation']:.0e}" if row["passed"] else f"**{row['problem']}**"
+        return f"passes, {row['deviation']:.0e}" if row["passed"] else short(row["problem"])
+
+    def short(problem: str) -> str:
+        return f"**{shorten(problem, 100, placeholder=' ...')}**" if problem else ""
 
     noise = [
         [
@@ -403,9 +407,7 @@ def page(rows: list[dict[str, Any]], environment: dict[str, Any]) -> str:
         ]
         for row in of("control")
     ]
-    engines = grid(
-        "engine", "engine", lambda r: f"**{r['problem']}**" if r["problem"] else "passes"
-    )
+    engines = grid("engine", "engine", lambda row: short(row["problem"]) or "passes")
     parts = [
         f"*{environment_line(environment)}; command `python benchmarks/prove_exactness.py`.*",
         "Rules, by exact enumeration: the largest deviation of the probability of a text (of the "
@@ -431,7 +433,7 @@ def main(args: Args) -> None:
     goals = goals_of(rows, args.quick)
     path = args.json
     if args.quick and path == Args.json:
-        path = path.with_name("exactness-quick.json")
+        path = ROOT / "runs/exactness-quick.json"
     save_rows(path, rows, seed=0, goals=goals)
     text = page(rows, read_json(path)["environment"])
     if not args.quick:

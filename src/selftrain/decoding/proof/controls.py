@@ -159,7 +159,7 @@ def drops_unlikely_token(
 
 def faults() -> dict[str, Fault]:
     """Return every mistake in a verifier or in what it is told, by name."""
-    names = ("4 tokens, 1 drafted", "3 tokens, 2 drafted", "no token in common", "several blocks")
+    names = ("3 tokens, 2 drafted", "no token in common")
     usual = tuple(s for s in default_scenarios() if s.name in names)
     target, draft = random_model(3, seed=90), random_model(3, seed=91)
     two = Drafting(num_draft_tokens=2)
