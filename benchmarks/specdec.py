@@ -39,10 +39,9 @@ from selftrain.bench.decoders import (
     SPECULATIVE,
     left_padded,
     random_prompts,
-    speculative,
 )
-from selftrain.bench.forwards import FORWARDS
 from selftrain.bench.pages import case_table, model_cells, short_dtype, speed_cells
+from selftrain.bench.pair import FORWARDS, Pair
 from selftrain.bench.specdec import Case, measure_case
 from selftrain.bench.synthetic import PAIRS
 from selftrain.bench.timing import pinned_threads, quartiles, take_turns
@@ -78,7 +77,9 @@ def measure_table(quick: bool) -> Part:
     rows = []
     for pair in ("large", "small"):
         for dtype in ("float32", "bfloat16"):
-            models = pair_of(pair, dtype, quick)
+            # Compiling takes minutes.
+            forwards = ("packed",) if quick else tuple(FORWARDS)
+            models = Pair(*pair_of(pair, dtype, quick), forwards=forwards)
             for temperature in LAWS:
                 case = Case(
                     num_draft_tokens=PAIRS[pair].num_draft_tokens,
@@ -89,7 +90,7 @@ def measure_table(quick: bool) -> Part:
                     prompt_tokens=32,
                     repeats=1 if quick else 5,
                 )
-                row = measure_case(case, *models, forwards=tuple(FORWARDS))
+                row = measure_case(case, models)
                 rows.append({"pair": pair, "dtype": dtype, "case": asdict(case), **row})
     return Part(rows, list(_table_goals(rows)), _table_page(rows))
 
@@ -144,7 +145,7 @@ def measure_batch(quick: bool) -> Part:
         goals.append(Goal(f"rows of 8 unlike the row alone, fp64, {law}", wrong, 0, at_least=False))
     speeds = []
     for name in ("large", "small"):
-        models = pair_of(name, "float32", quick)
+        models = Pair(*pair_of(name, "float32", quick))
         for temperature, law in LAWS.items():
             case = Case(
                 num_draft_tokens=PAIRS[name].num_draft_tokens,
@@ -155,7 +156,7 @@ def measure_batch(quick: bool) -> Part:
                 prompt_tokens=32,
                 repeats=1 if quick else 5,
             )
-            row = measure_case(case, *models)
+            row = measure_case(case, models)
             speeds.append({"pair": name, "dtype": "float32", "case": asdict(case), **row})
             over = row["methods"][SPECULATIVE]["over"]
             goals += [
@@ -247,24 +248,24 @@ def _against_plain(
     case = Case(
         num_draft_tokens="auto", temperature=temperature, max_new_tokens=num_new, repeats=rounds
     )
-    target, draft = pair
-    vocab = target.config.vocab_size
+    models = Pair(*pair)
+    vocab = models.vocab_size
     decoders = {
-        SPECULATIVE: speculative(target, draft, num_draft_tokens="auto"),
-        PLAIN: speculative(target, draft, num_draft_tokens=0),
+        SPECULATIVE: models.decoder(num_draft_tokens="auto"),
+        PLAIN: models.decoder(num_draft_tokens=0),
     }
 
     def task(name: str) -> Callable[[int], Any]:
         return lambda turn: decoders[name](case.prompts(turn, vocab), case.params(turn))
 
     tasks = {name: task(name) for name in decoders}
-    runs = take_turns(tasks, rounds=rounds, device=target.device)
+    runs = take_turns(tasks, rounds=rounds, device=models.target.device)
     ratios = [
         plain.seconds / mine.seconds
         for mine, plain in zip(runs[SPECULATIVE], runs[PLAIN], strict=True)
     ]
     ratio = quartiles(ratios)
-    fixed = speculative(target, draft, num_draft_tokens=3)
+    fixed = models.decoder(num_draft_tokens=3)
     texts = [fixed(case.prompts(i, vocab), case.params(i)) for i in range(2)]
     tested = sum(t.stats.num_tested for t in texts)
     calls = sum(t.result.num_target_calls for t in runs[SPECULATIVE])

@@ -7,8 +7,8 @@ from selftrain.bench.decoders import (
     peer_assisted,
     peer_plain,
     random_prompts,
-    speculative,
 )
+from selftrain.bench.pair import Pair
 from selftrain.bench.synthetic import synthetic_pair
 from selftrain.decoding import SamplingParams
 
@@ -40,8 +40,8 @@ def test_padding_is_on_the_left():
 
 def test_greedy_decoders_agree_on_the_text(pair):
     decoders = {
-        "ours": speculative(*pair, num_draft_tokens=3),
-        "plain": speculative(*pair, num_draft_tokens=0),
+        "ours": Pair(*pair).decoder(num_draft_tokens=3),
+        "plain": Pair(*pair).decoder(num_draft_tokens=0),
         "peer plain": peer_plain(pair[0]),
         "peer assisted": peer_assisted(*pair, num_draft_tokens=3),
     }
@@ -51,7 +51,7 @@ def test_greedy_decoders_agree_on_the_text(pair):
 
 def test_greedy_block_efficiency_is_the_peers(pair):
     """The same drafts are accepted, so both call the target equally often."""
-    ours = speculative(*pair, num_draft_tokens=3)(PROMPTS, params())
+    ours = Pair(*pair).decoder(num_draft_tokens=3)(PROMPTS, params())
     peer = peer_assisted(*pair, num_draft_tokens=3)(PROMPTS, params())
     assert 1.3 < ours.block_efficiency < 3.9
     assert ours.num_target_calls == peer.num_target_calls
@@ -59,7 +59,7 @@ def test_greedy_block_efficiency_is_the_peers(pair):
 
 
 def test_plain_decoding_calls_the_target_once_a_token(pair):
-    for decoder in (speculative(*pair, num_draft_tokens=0), peer_plain(pair[0])):
+    for decoder in (Pair(*pair).decoder(num_draft_tokens=0), peer_plain(pair[0])):
         decoded = decoder(PROMPTS, params(num=7))
         assert decoded.num_new_tokens == decoded.num_target_calls == 21
         assert decoded.block_efficiency == 1
@@ -69,7 +69,7 @@ def test_plain_decoding_calls_the_target_once_a_token(pair):
 def test_no_token_ends_a_text(pair, temperature):
     target, draft = pair
     decoders = [
-        speculative(target, draft, num_draft_tokens=2),
+        Pair(target, draft).decoder(num_draft_tokens=2),
         peer_plain(target),
         peer_assisted(target, draft, num_draft_tokens=2),
         peer_assisted(target, draft, num_draft_tokens="auto"),

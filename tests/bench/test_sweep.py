@@ -9,6 +9,7 @@ from selftrain.bench import specdec, sweep
 from selftrain.bench.decoders import PEER_ASSISTED, PEER_PLAIN, PLAIN, SPECULATIVE, Decoded
 from selftrain.bench.harness import Goal
 from selftrain.bench.memory import peak_memory
+from selftrain.bench.pair import Pair
 from selftrain.bench.specdec import Case, measure_case
 from selftrain.bench.sweep import SpecdecConfig, run_sweep
 from selftrain.bench.synthetic import synthetic_pair
@@ -168,21 +169,34 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
 
 
 def test_all_forwards_are_measured_in_one_run():
-    pair = synthetic_pair("tiny")
+    pair = Pair(*synthetic_pair("tiny"), forwards=("packed",))
     case = Case(num_draft_tokens=2, max_new_tokens=6, prompt_tokens=4, repeats=1)
-    row = measure_case(case, *pair, forwards=("eager", "packed"), peers=False)
+    row = measure_case(case, pair, peers=False)
     names = [SPECULATIVE, PLAIN, f"{SPECULATIVE}, packed", f"{PLAIN}, packed"]
     assert list(row["methods"]) == names
     assert "share_of_ceiling" in row["methods"][f"{SPECULATIVE}, packed"]
 
 
+def test_decoders_of_one_pair_keep_their_own_settings():
+    pair = Pair(*synthetic_pair("tiny", dtype=torch.float64))
+    decoders = [pair.decoder(num_draft_tokens=num) for num in (0, 2)]
+    params = Case(num_draft_tokens=1, max_new_tokens=8).params(0)
+    drafted = [decode([[1, 2, 3]], params).stats.num_drafted for decode in decoders]
+    assert drafted[0] == 0 < drafted[1]
+    assert pair.forwards == ["eager"]
+
+
+def test_an_unknown_forward_is_named():
+    with pytest.raises(ValueError, match="forward must be one of 'eager'"):
+        Pair(*synthetic_pair("tiny"), forwards=("fast",))
+
+
 def test_a_decoder_that_does_less_work_is_not_compared(monkeypatch):
-    target, draft = synthetic_pair("tiny")
     case = Case(num_draft_tokens=2, max_new_tokens=6, prompt_tokens=4, repeats=1)
     lazy = {SPECULATIVE: lambda *_: Decoded([[1, 2]], 1)}
     monkeypatch.setattr(specdec, "decoders_of", lambda *_, **__: lazy)
     with pytest.raises(RuntimeError, match="selftrain generated 2 tokens where 6"):
-        measure_case(case, target, draft)
+        measure_case(case, Pair(*synthetic_pair("tiny")))
 
 
 @pytest.mark.parametrize(

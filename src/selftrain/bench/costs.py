@@ -104,6 +104,11 @@ class BareForwards:
             self.times[name] += values
         return self._costs(fresh)
 
+    def forget(self) -> None:
+        """Drop what was measured so far."""
+        for values in self.times.values():
+            values.clear()
+
     def all(self) -> ForwardCosts:
         """Return the medians over all that was measured."""
         return self._costs(self.times)

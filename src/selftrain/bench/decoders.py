@@ -66,31 +66,11 @@ def random_prompts(
     return [torch.randint(vocab_size, (n,), generator=rng).tolist() for n in lengths]
 
 
-def speculative(
-    target: PreTrainedModel,
-    draft: PreTrainedModel,
-    *,
-    num_draft_tokens: NumDraftTokens,
-    verifier: VerifierName = "default",
-) -> Decoder:
-    """Return our decoder.
-
-    Args:
-        target: The target model.
-        draft: The draft model.
-        num_draft_tokens: Tokens drafted per block; with "auto" a planner that begins to learn anew
-            in every call.
-        verifier: "default" is the decoder's own choice.
-    """
-    decoder = SpeculativeDecoder(
-        target,
-        draft,
-        num_draft_tokens=num_draft_tokens,
-        verifier=None if verifier == "default" else verifier,
-    )
+def speculative(decoder: SpeculativeDecoder) -> Decoder:
+    """Return our decoder; with "auto" its planner begins to learn anew in every call."""
 
     def decode(prompts: Prompts, params: SamplingParams) -> Decoded:
-        ids, mask = left_padded(prompts, target.device)
+        ids, mask = left_padded(prompts, decoder.target.device)
         output = decoder.generate(ids, attention_mask=mask, params=params, eos_token_ids=())
         return Decoded(output.new_tokens(), output.stats.num_target_calls, output.stats)
 

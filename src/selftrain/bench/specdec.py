@@ -1,10 +1,8 @@
 """One case of speculative decoding: every decoder in turn, beside the models' bare forwards."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
-
-from transformers import PreTrainedModel
 
 from selftrain._core.checks import check_int, check_range
 from selftrain._core.rng import derive
@@ -21,9 +19,8 @@ from selftrain.bench.decoders import (
     peer_assisted,
     peer_plain,
     random_prompts,
-    speculative,
 )
-from selftrain.bench.forwards import prepare
+from selftrain.bench.pair import Pair
 from selftrain.bench.rows import Runs, is_speculative, prediction, speed_row
 from selftrain.bench.timing import milliseconds, take_turns
 from selftrain.decoding.params import SamplingParams
@@ -77,43 +74,33 @@ class Case:
         )
 
 
-def decoders_of(
-    case: Case,
-    target: PreTrainedModel,
-    draft: PreTrainedModel,
-    *,
-    forwards: Sequence[str] = ("eager",),
-    peers: bool = True,
-) -> dict[str, Decoder]:
-    """Return the decoders of a case by name.
+def decoders_of(case: Case, pair: Pair, *, peers: bool = True) -> dict[str, Decoder]:
+    """Return the decoders of a case by name, ours with each of the pair's forwards.
 
     Args:
         case: The case.
-        target: The target model, which the decoders of ``transformers`` use as it is.
-        draft: The draft model.
-        forwards: How the models' forwards are done for ours; see :func:`prepare`.
+        pair: The models.
         peers: Whether to measure ``transformers`` too.
     """
     found: dict[str, Decoder] = {}
-    for name in forwards:
-        ours = [prepare(model, name) for model in (target, draft)]
-        suffix = "" if name == "eager" else f", {name}"
-        found[SPECULATIVE + suffix] = speculative(
-            *ours, num_draft_tokens=case.num_draft_tokens, verifier=case.verifier
+    for forward in pair.forwards:
+        suffix = "" if forward == "eager" else f", {forward}"
+        found[SPECULATIVE + suffix] = pair.decoder(
+            num_draft_tokens=case.num_draft_tokens, verifier=case.verifier, forward=forward
         )
-        found[PLAIN + suffix] = speculative(*ours, num_draft_tokens=0)
+        found[PLAIN + suffix] = pair.decoder(num_draft_tokens=0, forward=forward)
     if peers:
-        found[PEER_PLAIN] = peer_plain(target)
-        found[PEER_ASSISTED] = peer_assisted(target, draft, num_draft_tokens=case.num_draft_tokens)
+        found[PEER_PLAIN] = peer_plain(pair.target)
+        found[PEER_ASSISTED] = peer_assisted(
+            pair.target, pair.draft, num_draft_tokens=case.num_draft_tokens
+        )
     return found
 
 
 def measure_case(
     case: Case,
-    target: PreTrainedModel,
-    draft: PreTrainedModel,
+    pair: Pair,
     *,
-    forwards: Sequence[str] = ("eager",),
     peers: bool = True,
     report: Callable[[int, str], None] | None = None,
 ) -> dict[str, Any]:
@@ -121,9 +108,7 @@ def measure_case(
 
     Args:
         case: The case.
-        target: The target model.
-        draft: The draft model.
-        forwards: How the models' forwards are done for ours, "eager" first.
+        pair: The models.
         peers: Whether to measure ``transformers`` too.
         report: Called with the round and the decoder's name before each call.
 
@@ -134,17 +119,16 @@ def measure_case(
     Raises:
         RuntimeError: If a decoder did not do the work: all have to generate equally many tokens.
     """
-    vocab_size = target.config.get_text_config(decoder=True).vocab_size
-    decoders = decoders_of(case, target, draft, forwards=forwards, peers=peers)
-    beside = _Beside(case, target, draft, decoders) if case.num_draft_tokens != "auto" else None
+    decoders = decoders_of(case, pair, peers=peers)
+    beside = _Beside(case, pair, decoders) if case.num_draft_tokens != "auto" else None
 
     def task(decoder: Decoder) -> Callable[[int], Decoded]:
-        return lambda turn: decoder(case.prompts(turn, vocab_size), case.params(turn))
+        return lambda turn: decoder(case.prompts(turn, pair.vocab_size), case.params(turn))
 
     runs = take_turns(
         {name: task(decoder) for name, decoder in decoders.items()},
         rounds=case.repeats,
-        device=target.device,
+        device=pair.target.device,
         seed=case.seed,
         between=beside.measure if beside else None,
         report=report,
@@ -161,20 +145,14 @@ def measure_case(
 class _Beside:
     """What is measured at the end of each round: bare forwards, and the time to a first token."""
 
-    def __init__(
-        self,
-        case: Case,
-        target: PreTrainedModel,
-        draft: PreTrainedModel,
-        decoders: dict[str, Decoder],
-    ) -> None:
-        self.case, self.target, self.draft = case, target, draft
+    def __init__(self, case: Case, pair: Pair, decoders: dict[str, Decoder]) -> None:
+        self.case, self.pair = case, pair
         self.decoders = {n: d for n, d in decoders.items() if is_speculative(n)}
         self.context = case.prompt_tokens + case.max_new_tokens // 2
         self.num = int(case.num_draft_tokens)
         self.bare = BareForwards(
-            target,
-            draft,
+            pair.target,
+            pair.draft,
             context=self.context,
             num_draft_tokens=self.num,
             batch_size=case.batch_size,
@@ -183,14 +161,18 @@ class _Beside:
         self.first_token_seconds: dict[str, list[float]] = {name: [] for name in self.decoders}
 
     def measure(self, turn: int) -> None:
-        if turn < 0:
-            return
-        self.costs.append(self.bare.measure())
-        prompts = self.case.prompts(turn, self.target.config.get_text_config(True).vocab_size)
+        prompts = self.case.prompts(turn, self.pair.vocab_size)
         params = replace(self.case.params(turn), max_new_tokens=1)
+        device = self.pair.target.device
+        costs = self.bare.measure()
         for name, decoder in self.decoders.items():
-            took = milliseconds(lambda d=decoder: d(prompts, params), self.target.device)
-            self.first_token_seconds[name].append(took / 1000)
+            took = milliseconds(lambda d=decoder: d(prompts, params), device)
+            if turn >= 0:  # before that, they warm up
+                self.first_token_seconds[name].append(took / 1000)
+        if turn >= 0:
+            self.costs.append(costs)
+        else:
+            self.bare.forget()
 
     def milliseconds(self) -> dict[str, Any]:
         """Return the medians of all rounds, and beside them what the planner measures."""
@@ -198,8 +180,8 @@ class _Beside:
         row: dict[str, Any] = {part: getattr(medians, part) for part in self.bare.parts}
         if self.case.batch_size == 1:  # the planner measures single rows
             costs = measure_costs(
-                self.target,
-                self.draft,
+                self.pair.target,
+                self.pair.draft,
                 context=self.context,
                 num_draft_tokens=self.num,
                 params=self.case.params(0),

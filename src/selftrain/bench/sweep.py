@@ -23,9 +23,9 @@ from selftrain._core.logging import progress
 from selftrain._core.run import open_run
 from selftrain.bench.decoders import NumDraftTokens, VerifierName
 from selftrain.bench.figure import sweep_figure
-from selftrain.bench.forwards import FORWARDS
 from selftrain.bench.memory import peak_memory
 from selftrain.bench.pages import sweep_page
+from selftrain.bench.pair import FORWARDS, Pair
 from selftrain.bench.specdec import Case, decoders_of, measure_case
 from selftrain.bench.synthetic import PAIRS, synthetic_pair
 from selftrain.bench.timing import pinned_threads
@@ -141,19 +141,20 @@ class SpecdecConfig:
                     ),
                 )
 
-    def load(self, dtype: DType) -> tuple[PreTrainedModel, PreTrainedModel]:
-        """Return target and draft.
+    def load(self, dtype: DType) -> Pair:
+        """Return target and draft, with our decoders of them.
 
         Raises:
             ValueError: If the device is not there or a model cannot be loaded.
         """
         device, torch_dtype = _device(self.device), getattr(torch, dtype)
         if self.target is None or self.draft is None:
-            return synthetic_pair(
+            models = synthetic_pair(
                 self.pair, damping=self.damping, dtype=torch_dtype, device=device, seed=self.seed
             )
-        target, draft = (_loaded(name, torch_dtype) for name in (self.target, self.draft))
-        return target.to(device), draft.to(device)  # pyrefly: ignore[bad-argument-type]
+            return Pair(*models, forwards=self.forward)
+        target, draft = (_loaded(name, torch_dtype, device) for name in (self.target, self.draft))
+        return Pair(target, draft, forwards=self.forward)
 
 
 def run_sweep(
@@ -177,7 +178,6 @@ def run_sweep(
         RunConflictError: If the folder holds measurements of another configuration.
         ValueError: If the device is not there or a model cannot be loaded.
     """
-    forwards = ("eager", *(f for f in config.forward if f != "eager"))
     with pinned_threads(config.threads) as threads:
         _device(config.device)
         open_run(folder, config, seed=config.seed)
@@ -186,17 +186,17 @@ def run_sweep(
         write_jsonl(path, found.values())  # drops a row that a crash cut off
         cases = [({"dtype": dtype, **asdict(case)}, dtype, case) for dtype, case in config.cases()]
         todo = [entry for entry in cases if _key(entry[0]) not in found]
-        models: dict[str, tuple[PreTrainedModel, PreTrainedModel]] = {}
+        pairs: dict[str, Pair] = {}
         with progress(
             "measure", len(cases), done=len(cases) - len(todo), show=show_progress
         ) as bar:
             for number, (key, dtype, case) in enumerate(todo, len(cases) - len(todo)):
-                if dtype not in models:
-                    models = {dtype: config.load(dtype)}  # one pair in memory at a time
+                if dtype not in pairs:
+                    pairs = {}  # one pair in memory at a time
+                    pairs[dtype] = config.load(dtype)
                 row = measure_case(
                     case,
-                    *models[dtype],
-                    forwards=forwards,
+                    pairs[dtype],
                     peers=config.peers,
                     report=lambda turn, name, n=number: bar.update(n, f"{name}, {turn + 1}"),
                 )
@@ -229,10 +229,8 @@ def _add_memory(config: SpecdecConfig, dtype: DType, case: Case, row: dict[str, 
 def _decode_once(config: SpecdecConfig, dtype: DType, case: Case, name: str) -> None:
     """Decode one round with one decoder; for a process of its own."""
     with pinned_threads(config.threads):
-        target, draft = config.load(dtype)
-        decoders = decoders_of(case, target, draft, forwards=("eager", *config.forward))
-        vocab_size = target.config.get_text_config(decoder=True).vocab_size
-        decoders[name](case.prompts(0, vocab_size), case.params(0))
+        pair = config.load(dtype)
+        decoders_of(case, pair)[name](case.prompts(0, pair.vocab_size), case.params(0))
 
 
 def _key(case: dict[str, Any]) -> str:
@@ -249,5 +247,6 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _loaded(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    return load_model(name, dtype).eval().requires_grad_(False)
+def _loaded(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    model = load_model(name, dtype).eval().requires_grad_(False)
+    return model.to(device)  # pyrefly: ignore[bad-argument-type]
