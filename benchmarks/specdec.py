@@ -6,8 +6,9 @@
 
 On two quiet cores the parts take about:
 
-- table (8 min, and as much again for compiling): batch 1, greedy and T = 1, two pairs in float32 and bfloat16, against the ceiling
-  that the models' bare forwards set and against ``transformers``, at equal settings.
+- table (8 min, and as much again for compiling): batch 1, greedy and T = 1, two pairs in float32
+  and bfloat16, against the ceiling that the models' bare forwards set and against
+  ``transformers``, at equal settings.
 - batch (4 min): 8 ragged prompts, against ``transformers`` row by row and in one plain batch; and
   whether each row is what it is alone, in float64.
 - auto (7 min): the planner, new in every call, against plain decoding, for drafts from hopeless to
