@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from selftrain._core.checks import check_choice, check_int
-from selftrain.decoding.cache import CacheKind, decoding_cache, is_encoder_decoder
+from selftrain.decoding.cache import CacheKind, CacheOpener, is_encoder_decoder
 from selftrain.decoding.custom_generate import as_custom_generate
 from selftrain.decoding.drafters import Drafter, DraftSession, ModelDrafter, Setting
 from selftrain.decoding.drafters.tree import TreeDrafter
@@ -52,6 +52,9 @@ class SpeculativeDecoder:
             law: the statistics then say ``lossless=False`` and bound the distance.
         cache: "slots" keeps each token of a row at its own place, so that rolling back costs
             nothing; "dynamic" is for models that refuse it, and slower.
+        compile: Compile the models' steps with ``torch.compile``, on first use and for a minute or
+            more; this decoder keeps them. The weights must not change afterwards. On a CPU it needs
+            a C++ compiler, on a GPU it records CUDA graphs.
 
     Raises:
         TypeError: If a model cannot be driven through slots; the message says why.
@@ -74,14 +77,15 @@ class SpeculativeDecoder:
         verifier: Verifier | None = None,
         lenience: LenienceRule | None = None,
         cache: CacheKind = "slots",
+        compile: bool = False,
     ) -> None:
         if num_draft_tokens != "auto":
             check_int("num_draft_tokens", num_draft_tokens, low=0)
         check_choice("verifier", verifier, (None, "token", "block", "coupled"))
         check_lenience(verifier, lenience)
-        self._cache_type = decoding_cache(target, cache, role="target")
+        self._caches = CacheOpener(target, cache, role="target", compile=compile)
         if isinstance(draft, torch.nn.Module):
-            draft = ModelDrafter(draft, tokenizer=tokenizer, cache=cache)
+            draft = ModelDrafter(draft, tokenizer=tokenizer, cache=cache, compile=compile)
         self.drafter: Drafter | TreeDrafter = draft
         self.drafter.check(target)
         if isinstance(self.drafter, TreeDrafter):
@@ -203,14 +207,12 @@ class SpeculativeDecoder:
         block_size = drafter.num_nodes(most) if isinstance(drafter, TreeDrafter) else most
         # One row may be about to end while another has room for a whole block.
         capacity = max(map(len, prompts)) + params.max_new_tokens + block_size
-        cache = self._cache_type(self.target, capacity=capacity, **source)
+        cache = self._caches.open(capacity, source)
         cache.prefill([p[:-1] for p in prompts])
         session = None
         if most:
             vocab_size = self.target.config.get_text_config(decoder=True).vocab_size
-            session = self._start(
-                Setting(prompts, capacity, params, cache, vocab_size, source)
-            )
+            session = self._start(Setting(prompts, capacity, params, cache, vocab_size, source))
         return Run(
             cache,
             session,
