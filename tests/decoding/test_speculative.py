@@ -201,7 +201,7 @@ def test_bad_pairs_are_refused(pair, make_llama, make_model):
     with pytest.raises(ValueError, match="one vocabulary"):
         SpeculativeDecoder(target, make_llama(vocab_size=30))
     with pytest.raises(TypeError, match="the draft cannot be used"):
-        SpeculativeDecoder(target, make_model("mistral"))
+        SpeculativeDecoder(target, make_model("mamba"))
 
 
 def test_nan_logits_are_an_error(make_llama):
