@@ -1,7 +1,8 @@
 from . import decoding, distill, ops, plots, report, tasks, training
+from .decoding.outcome import SpeculativeOutput, SpeculativeStats
 from .decoding.params import Completion, SamplingParams
 from .decoding.sampler import HFSampler, Sampler
-from .decoding.speculative import SpeculativeDecoder, SpeculativeOutput, SpeculativeStats
+from .decoding.speculative import SpeculativeDecoder
 from .distill.config import DistillConfig
 from .distill.distiller import Distiller
 from .distill.drafts import measure_draft

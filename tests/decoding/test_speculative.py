@@ -117,7 +117,7 @@ def test_counts_are_consistent_with_what_was_emitted(pair):
 
 
 def test_empirical_acceptance_lies_near_the_analytic_mean(pair):
-    decoder = SpeculativeDecoder(*pair, num_draft_tokens=3)
+    decoder = SpeculativeDecoder(*pair, num_draft_tokens=3, verifier="token")
     output = decoder.generate(
         torch.tensor([[5, 6]] * 64),
         params=SamplingParams(max_new_tokens=60, seed=3),

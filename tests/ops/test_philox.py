@@ -1,4 +1,5 @@
 import math
+import sys
 
 import pytest
 import torch
@@ -79,14 +80,14 @@ def test_single_precision_gumbel_noise_is_that_of_double_precision():
         gumbel(torch.arange(50), position=3, vocab_size=1000, dtype=dtype)
         for dtype in (torch.float32, torch.float64)
     )
-    # Errors of u near 1 are magnified where the noise is least, which never wins.
-    likely = double > -2
-    torch.testing.assert_close(single[likely].double(), double[likely], atol=2e-6, rtol=1e-6)
+    # Rounding of u near 1 is magnified where the noise is least, which hardly ever wins.
+    likely = double > -1
+    torch.testing.assert_close(single[likely].double(), double[likely], atol=1e-6, rtol=1e-6)
 
 
 def test_gumbel_noise_of_the_greatest_and_smallest_words_is_finite_and_reaches_far(monkeypatch):
     words = tuple(torch.tensor([w]) for w in (0, 2**32 - 1, 2**32 - 200, 1))
-    monkeypatch.setattr("selftrain.ops.philox._rounds", lambda *_: words)
+    monkeypatch.setattr(sys.modules[gumbel.__module__], "_rounds", lambda *_: words)
     noise = gumbel(torch.tensor(0), position=0, vocab_size=4)
     assert noise[0].item() == pytest.approx(33 * math.log(2), abs=1e-5)  # -log(2^-33)
     assert noise.isfinite().all()

@@ -1,5 +1,6 @@
 """Samplers and speculative decoding."""
 
+from selftrain.decoding.outcome import Block, SpeculativeOutput, SpeculativeStats
 from selftrain.decoding.params import Completion, SamplingParams
 from selftrain.decoding.planner import (
     Costs,
@@ -11,12 +12,7 @@ from selftrain.decoding.planner import (
     speedup,
 )
 from selftrain.decoding.sampler import HFSampler, Sampler
-from selftrain.decoding.speculative import (
-    Block,
-    SpeculativeDecoder,
-    SpeculativeOutput,
-    SpeculativeStats,
-)
+from selftrain.decoding.speculative import SpeculativeDecoder
 
 __all__ = [
     "Block",

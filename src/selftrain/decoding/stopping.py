@@ -44,7 +44,7 @@ class Stopping:
             if token in self.eos_token_ids:
                 num_tokens, reason = index + 1, "stop"
                 break
-        text = self._decode(token_ids[:num_tokens])
+        text = self.decode(token_ids[:num_tokens])
         found = [at for at in (text.find(s) for s in self.stop) if at >= 0]
         if not found:
             return Ending(num_tokens, text, reason)
@@ -52,13 +52,14 @@ class Stopping:
         low, high = 0, num_tokens  # the fewest tokens whose text covers what is kept
         while low < high:
             middle = (low + high) // 2
-            if self._decode(token_ids[:middle]).startswith(text):
+            if self.decode(token_ids[:middle]).startswith(text):
                 high = middle
             else:
                 low = middle + 1
         return Ending(low, text, "stop")
 
-    def _decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of ``token_ids`` without special tokens; empty without a tokenizer."""
         if self.tokenizer is None:
             return ""
         return str(
@@ -66,6 +67,38 @@ class Stopping:
                 list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
             )
         )
+
+
+class StopScan:
+    """Follows one row as it grows, and looks at each new token once.
+
+    A stop string may begin in one block and end in another, and may begin inside a token. So every
+    look decodes some tokens from before; the whole text is decoded only when something is found.
+    """
+
+    def __init__(self, stopping: Stopping) -> None:
+        self.stopping, self._scanned = stopping, 0
+        # A character can take four tokens of one byte each; one more for a space lost at the start.
+        self._overlap = 4 * max(map(len, stopping.stop), default=0) + 1
+
+    def advance(self, token_ids: Sequence[int], *, budget: int) -> int | None:
+        """Return how many of the row's tokens count if it has ended, else None.
+
+        Args:
+            token_ids: All its new tokens, those of earlier calls included.
+            budget: The most that it may have.
+        """
+        stopping = self.stopping
+        fresh = token_ids[self._scanned :]
+        suspect = len(token_ids) >= budget or not stopping.eos_token_ids.isdisjoint(fresh)
+        if stopping.stop and not suspect:
+            window = stopping.decode(token_ids[max(0, self._scanned - self._overlap) :])
+            suspect = any(s in window for s in stopping.stop)
+        self._scanned = len(token_ids)
+        if not suspect:
+            return None
+        ending = stopping.ending(token_ids, budget=budget)
+        return None if ending.reason is None else ending.num_tokens
 
 
 def resolve_eos(

@@ -10,6 +10,16 @@ from selftrain.ops.divergence import (
     reverse_kl,
     total_variation,
 )
+from selftrain.ops.lenience import (
+    Lenience,
+    LenienceRule,
+    LenientVerdict,
+    LeviathanLenience,
+    MixtureLenience,
+    TypicalAcceptance,
+    output_law,
+    verify_lenient,
+)
 from selftrain.ops.masking import PaddedTokens, completion_mask, masked_mean, pad_sequences
 from selftrain.ops.philox import Stream, gumbel, philox, uniform
 from selftrain.ops.verify import (
@@ -26,8 +36,14 @@ __all__ = [
     "DIVERGENCES",
     "DivergenceKind",
     "JSDScale",
+    "Lenience",
+    "LenienceRule",
+    "LenientVerdict",
+    "LeviathanLenience",
+    "MixtureLenience",
     "PaddedTokens",
     "Stream",
+    "TypicalAcceptance",
     "Verdict",
     "completion_mask",
     "divergence",
@@ -36,6 +52,7 @@ __all__ = [
     "gumbel",
     "inverse_cdf",
     "masked_mean",
+    "output_law",
     "pad_sequences",
     "philox",
     "residual",
@@ -45,6 +62,7 @@ __all__ = [
     "verify_block",
     "verify_coupled",
     "verify_greedy",
+    "verify_lenient",
     "verify_tokens",
     "warp_logits",
 ]

@@ -18,6 +18,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+_CPU_BLOCK = 2**14  # counters at once: the words of so many stay in the cache
 
 
 class Stream(IntEnum):
@@ -42,8 +43,7 @@ def philox(
         seeds: The key: low and high 32 bits of each seed.
         counters: Four counter words below 2^32 each; tensors broadcast against ``seeds``.
     """
-    words = _rounds(seeds, counters)
-    return torch.stack(torch.broadcast_tensors(*words), dim=-1)
+    return torch.stack(_rounds(seeds, counters), dim=-1)
 
 
 def uniform(
@@ -87,32 +87,37 @@ def gumbel(
     """
     check_int("vocab_size", vocab_size, low=1)
     position = torch.as_tensor(position, dtype=torch.int64, device=seeds.device)
-    group = torch.arange(-(-vocab_size // 4), device=seeds.device)
     shape = torch.broadcast_shapes(seeds.shape, position.shape)
-    words = _rounds(seeds.unsqueeze(-1), (group, position.unsqueeze(-1), int(Stream.COUPLED), 0))
-    noise = torch.empty(*shape, len(group), 4, dtype=dtype, device=seeds.device)
-    for index, word in enumerate(words):
-        noise[..., index] = word
+    groups = torch.arange(-(-vocab_size // 4), device=seeds.device)
+    noise = torch.empty(*shape, len(groups), 4, dtype=dtype, device=seeds.device)
     # -log(-log(u)) would put the winning tail at u -> 1, where floats are 2^-24 apart: rare tokens
     # would never win. At u -> 0 the steps are those of the words, down to 2^-33. The step below 1
     # keeps the other tail finite.
     step = 2.0**-24 if dtype == torch.float32 else 2.0**-53
-    noise = noise.add_(0.5).mul_(-(2.0**-32)).clamp_(min=step - 1).log1p_().neg_().log_().neg_()
+    width = max(1, _CPU_BLOCK // max(1, shape.numel()))
+    if seeds.device.type != "cpu":
+        width = max(1, len(groups))
+    for part, group in zip(noise.split(width, dim=-2), groups.split(width), strict=True):
+        counters = (group, position.unsqueeze(-1), int(Stream.COUPLED), 0)
+        for index, word in enumerate(_rounds(seeds.unsqueeze(-1), counters)):
+            part[..., index] = word
+        part.add_(0.5).mul_(-(2.0**-32)).clamp_(min=step - 1).log1p_().neg_().log_().neg_()
     return noise.flatten(-2)[..., :vocab_size]
 
 
 def _rounds(seeds: Tensor, counters: tuple[Tensor | int, ...]) -> tuple[Tensor, ...]:
-    """Return the four words, each of the shape it needs: whole only from the second round on."""
-    k0, k1 = seeds & _MASK, (seeds >> 32) & _MASK
-    c0, c1, c2, c3 = (torch.as_tensor(c, dtype=torch.int64, device=seeds.device) for c in counters)
-    for round_index in range(_ROUNDS):
-        if round_index:
-            k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    """Return the four words, all of the common shape."""
+    c0, c1, c2, c3 = torch.broadcast_tensors(
+        seeds, *(torch.as_tensor(c, dtype=torch.int64, device=seeds.device) for c in counters)
+    )[1:]
+    high = seeds >> 32
+    for index in range(_ROUNDS):
+        k0, k1 = seeds + index * _WEYL[0], high + index * _WEYL[1]
         # int64 products wrap modulo 2^64, which keeps all 64 bits of the unsigned product; the
-        # shift drags the sign along, and the mask takes it off. Words that are next only combined
-        # by xor keep what they have above 32 bits until then.
+        # shift drags the sign along. Keys and the words that only xor reads next may hold anything
+        # above their 32 bits: one mask takes it all off.
         product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0 = ((product1 >> 32) ^ (c1 ^ k0)) & _MASK
-        c2 = ((product0 >> 32) ^ (c3 ^ k1)) & _MASK
+        c0 = (product1 >> 32).bitwise_xor_(c1).bitwise_xor_(k0).bitwise_and_(_MASK)
+        c2 = (product0 >> 32).bitwise_xor_(c3).bitwise_xor_(k1).bitwise_and_(_MASK)
         c1, c3 = product1, product0
     return c0, c1 & _MASK, c2, c3 & _MASK

@@ -61,10 +61,8 @@ def verify_tokens(
     Raises:
         ValueError: If the shapes do not belong together; different vocabularies among them.
     """
-    block = _Drafted.of(target_logits, draft_logits, draft_tokens)
-    # Strict, and u may be 0: a token that the target never samples cannot stand.
-    num_accepted = (accept_uniforms < block.ratio).long().cumprod(-1).sum(-1)
-    return block.verdict(num_accepted, emit_uniforms)
+    block = _drafted(target_logits, draft_logits, draft_tokens)
+    return _token_rule(block, accept_uniforms, emit_uniforms)
 
 
 def verify_block(
@@ -84,8 +82,9 @@ def verify_block(
               S_i = \sum_v \max(0, \pi_i p_{i+1}(v) - q_{i+1}(v)), \quad h_K = \pi_K,
 
     and the next token comes from the summands of :math:`S_i`, normalised, or from :math:`p_{K+1}`.
-    Given the drafted tokens, at least i stand with probability :math:`\pi_i`: the expected number
-    is never less than that of :func:`verify_tokens`, and the same for one token or a one-hot draft.
+    Given the first i drafted tokens, all of them stand with probability :math:`\pi_i`: the expected
+    number is never less than that of :func:`verify_tokens`, and the same for one token or a one-hot
+    draft.
     Source: Sun et al., "Block verification accelerates speculative decoding", arXiv 2403.10444.
 
     The noise must be fresh in each block, even at positions that an earlier block had tested: the
@@ -105,22 +104,8 @@ def verify_block(
     Raises:
         ValueError: If the shapes do not belong together; different vocabularies among them.
     """
-    block = _Drafted.of(target_logits, draft_logits, draft_tokens)
-    num_places = target_logits.shape[1]
-    # A walk of log ratios with a ceiling at 0 is the free walk less its running maximum.
-    walk = torch.nn.functional.pad(block.ratio.log().cumsum(-1), (1, 0))
-    pi = (walk - walk.cummax(-1).values).exp()
-    mass = block.residual_mass(pi)
-    room = 1 - pi[:, 1:-1]
-    # 0/0, certain so far and p = q next: any h will do there, since the residual it leads to has
-    # no mass. In general an error in h_i counts by S_i, so rounding in 1 - pi does no harm.
-    h = torch.where(mass > 0, mass / (mass + room), (room <= 0).to(mass.dtype))
-    place = torch.arange(1, num_places, device=h.device)
-    last = block.num_drafted.unsqueeze(-1)
-    h = torch.where(place == last, pi[:, 1:], torch.nn.functional.pad(h, (0, 1))[:, : len(place)])
-    stands = (accept_uniforms < h) & (place <= last)
-    num_accepted = torch.nn.functional.pad(stands * place, (1, 0)).amax(-1)
-    return block.verdict(num_accepted, emit_uniforms, pi)
+    block = _drafted(target_logits, draft_logits, draft_tokens)
+    return _block_rule(block, accept_uniforms, emit_uniforms)
 
 
 def verify_greedy(
@@ -142,7 +127,7 @@ def verify_greedy(
     highest, best = target_logits.max(-1)
     best = torch.where(highest.isfinite(), best, -1)
     agrees = (best[:, :-1] == draft_tokens) & (draft_tokens >= 0)
-    num_accepted = agrees.long().cumprod(-1).sum(-1)
+    num_accepted = agrees.cumprod(-1).sum(-1)
     next_tokens = best.gather(1, num_accepted.unsqueeze(1)).squeeze(1)
     return Verdict(num_accepted, next_tokens, agrees.to(_wide(target_logits)))
 
@@ -186,7 +171,8 @@ def residual(
 ) -> Float[Tensor, "*batch vocab"]:
     r"""Return the law of the token after a rejection, :math:`\max(0, c p - q)` normalised.
 
-    Where nothing is left, since p and q are equal up to rounding, it is p.
+    Where nothing is left, since p and q are equal up to rounding, it is p: a test may have refused
+    by rounding too.
 
     Args:
         target_logits: Warped logits of p.
@@ -210,7 +196,8 @@ def residual(
     p, q = _softmax(target_logits), _softmax(draft_logits)
     scale = torch.as_tensor(scale, dtype=p.dtype, device=p.device).unsqueeze(-1)
     weights = _excess(p, q, scale)
-    return weights / weights.sum(-1, keepdim=True)
+    mass = weights.sum(-1, keepdim=True)
+    return torch.where(mass > 0, weights / mass, p)
 
 
 class _Drafted(NamedTuple):
@@ -226,80 +213,121 @@ class _Drafted(NamedTuple):
     """Target's probability of each ``[B, K]``."""
     ratio: Tensor
     """p / q of each, float64 ``[B, K]``; 0 in void slots."""
-    proposed: Tensor
-    """Which are not void ``[B, K]``: all up to a row's last."""
+    void: Tensor
+    """Which slots hold no draft: all from a row's first void one on ``[B, K]``."""
     num_drafted: Tensor
-    """How many those are ``[B]``."""
+    """How many do ``[B]``."""
 
-    @classmethod
-    def of(
-        cls, target_logits: Tensor, draft_logits: Tensor | None, draft_tokens: Tensor
-    ) -> "_Drafted":
-        _check_shapes(target_logits, draft_logits, draft_tokens)
-        p = _softmax(target_logits)
-        q = None if draft_logits is None else _softmax(draft_logits)
-        tokens = draft_tokens.clamp(min=0)
-        index = tokens.unsqueeze(-1)
-        p_token = p[:, :-1].gather(-1, index).squeeze(-1)
-        ratio = p_token.double()
-        if q is not None:
-            ratio = ratio / q.gather(-1, index).squeeze(-1)
-        # A token of no mass under q (ratio inf or NaN) was not drawn from q. To stop before it is
-        # right whatever it came from; to accept it would not be.
-        fit = (draft_tokens >= 0) & (ratio < torch.inf)
-        places = fit.long().cumprod(-1)
-        proposed = places > 0
-        ratio = torch.where(proposed, ratio, 0.0)
-        return cls(p, q, tokens, p_token, ratio, proposed, places.sum(-1))
 
-    def residual_mass(self, pi: Tensor) -> Tensor:
-        """Return the masses S_1 .. S_{K-1} of block verification, float64 ``[B, K - 1]``."""
-        if self.q is None:  # q is one-hot: only the drafted token leaves the residual
-            return pi[:, 1:-1] * (1 - self.p_token[:, 1:].double())
-        p, q = self.p[:, 1:-1], self.q[:, 1:]
-        return (p * pi[:, 1:-1, None].to(p.dtype)).sub_(q).clamp_(min=0).sum(-1).double()
+def _drafted(target_logits: Tensor, draft_logits: Tensor | None, draft_tokens: Tensor) -> _Drafted:
+    _check_shapes(target_logits, draft_logits, draft_tokens)
+    p = _softmax(target_logits)
+    q = None if draft_logits is None else _softmax(draft_logits)
+    tokens = draft_tokens.clamp(min=0)
+    index = tokens.unsqueeze(-1)
+    p_token = p[:, :-1].gather(-1, index).squeeze(-1)
+    ratio = p_token.double()
+    if q is not None:
+        ratio = ratio / q.gather(-1, index).squeeze(-1)
+    # A token of no mass under q (ratio inf or NaN) was not drawn from q. To stop before it is
+    # right whatever it came from; to accept it would not be.
+    places = ((draft_tokens >= 0) & (ratio < torch.inf)).cumprod(-1)
+    void = places == 0
+    return _Drafted(p, q, tokens, p_token, ratio.masked_fill(void, 0), void, places.sum(-1))
 
-    def verdict(
-        self, num_accepted: Tensor, emit_uniforms: Tensor, pi: Tensor | None = None
-    ) -> Verdict:
-        """Sample the next token, after ``num_accepted`` tokens that stand."""
-        num_rows, num_places, _ = self.p.shape
-        row = torch.arange(num_rows, device=self.p.device)
-        p = self.p.flatten(0, 1).index_select(0, row * num_places + num_accepted)
-        weights = p
-        if num_places > 1:
-            rejected = (num_accepted < self.num_drafted).unsqueeze(-1)
-            slot = num_accepted.clamp(max=num_places - 2)
-            if self.q is None:
-                token = self.tokens.gather(1, slot.unsqueeze(1))
-                weights = torch.where(rejected, _unless_empty(p.scatter(1, token, 0.0), p), p)
-            else:
-                q = self.q.flatten(0, 1).index_select(0, row * (num_places - 1) + slot)
-                scale = None if pi is None else pi.gather(1, num_accepted.unsqueeze(1)).to(p.dtype)
-                weights = torch.where(rejected, _excess(p, q, scale), p)
-        noise = emit_uniforms.gather(1, num_accepted.unsqueeze(1)).squeeze(1)
-        next_tokens = inverse_cdf(weights, noise).masked_fill(p[:, 0].isnan(), -1)
-        return Verdict(num_accepted, next_tokens, self.overlap())
 
-    def overlap(self) -> Tensor:
-        shared = self.p_token
-        if self.q is not None:
-            shared = torch.minimum(self.p[:, :-1], self.q).sum(-1)
-        return torch.where(self.proposed, shared, 0.0)
+def _token_rule(block: _Drafted, accept_uniforms: Tensor, emit_uniforms: Tensor) -> Verdict:
+    # Strict, and u may be 0: a token that the target never samples cannot stand.
+    num_accepted = (accept_uniforms < block.ratio).cumprod(-1).sum(-1)
+    return _verdict(block, num_accepted, emit_uniforms)
+
+
+def _block_rule(
+    block: _Drafted, accept_uniforms: Tensor, emit_uniforms: Tensor, *, draft_share: float = 0.0
+) -> Verdict:
+    """Verify by prefixes; with a share w, against the law (1 - w) p + w q that ``ratio`` is of."""
+    # A walk of log ratios with a ceiling at 0 is the free walk less its running maximum.
+    walk = torch.nn.functional.pad(block.ratio.log().cumsum(-1), (1, 0))
+    pi = (walk - walk.cummax(-1).values).exp()
+    scale, rest = pi, None
+    if draft_share:  # pi ((1 - w) p + w q) - q = rest (scale p - q)
+        rest = 1 - draft_share * pi
+        scale = (1 - draft_share) * pi / rest.clamp(min=torch.finfo(rest.dtype).tiny)
+    mass = _residual_mass(block, scale[:, 1:-1])
+    if rest is not None:
+        mass = mass * rest[:, 1:-1]
+    # Where no draft follows, q is 0 and S_i = pi_i; this makes h_i = pi_i.
+    mass = torch.where(block.void[:, 1:], pi[:, 1:-1], mass)
+    mass = torch.cat([mass, pi[:, -1:]], -1)[:, : block.void.shape[1]]
+    # u < h without its division: at 0/0, certain so far and p = q next, any h would do, since the
+    # residual that it leads to has no mass. In general an error in h_i counts by S_i, so rounding
+    # in 1 - pi does no harm.
+    stands = accept_uniforms * (mass + (1 - pi[:, 1:])) < mass
+    num_accepted = stands.flip(-1).cummax(-1).values.sum(-1)
+    return _verdict(block, num_accepted, emit_uniforms, scale)
+
+
+def _residual_mass(block: _Drafted, scale: Tensor) -> Tensor:
+    """Return sum_v max(0, scale_i p_{i+1} - q_{i+1}) for the prefixes of 1 to K - 1 tokens."""
+    if block.q is None:  # one-hot: only the drafted token leaves the residual
+        return scale * (1 - block.p_token[:, 1:].double())
+    p, q = block.p[:, 1:-1], block.q[:, 1:]
+    return (p * scale.unsqueeze(-1).to(p.dtype)).sub_(q).clamp_(min=0).sum(-1)
+
+
+def _verdict(
+    block: _Drafted, num_accepted: Tensor, emit_uniforms: Tensor, scale: Tensor | None = None
+) -> Verdict:
+    """Sample the next token, after ``num_accepted`` tokens that stand."""
+    num_drafted = block.void.shape[1]
+    p = _rows(block.p, num_accepted)
+    weights = None
+    if num_drafted:
+        slot = num_accepted.clamp(max=num_drafted - 1)
+        if block.q is None:
+            weights = p.scatter(1, block.tokens.gather(1, slot.unsqueeze(1)), 0.0)
+        else:
+            factor = None if scale is None else scale.gather(1, num_accepted.unsqueeze(1))
+            weights = _excess(p, _rows(block.q, slot), factor)
+    next_tokens = _emit(block, num_accepted, emit_uniforms, p, weights)
+    return Verdict(num_accepted, next_tokens, _overlap(block))
+
+
+def _emit(
+    block: _Drafted, num_accepted: Tensor, emit_uniforms: Tensor, p: Tensor, weights: Tensor | None
+) -> Tensor:
+    """Sample from ``weights`` where a drafted token fell, else from the target's ``p``."""
+    place = num_accepted.unsqueeze(1)
+    law = p
+    if weights is not None:
+        # p and q equal up to rounding leave no residual, though rounding may also have refused.
+        left = weights.sum(-1, keepdim=True) > 0
+        law = torch.where(left & (place < block.num_drafted.unsqueeze(1)), weights, p)
+    next_tokens = inverse_cdf(law, emit_uniforms.gather(1, place).squeeze(1))
+    return next_tokens.masked_fill(p[:, 0].isnan(), -1)
+
+
+def _rows(laws: Tensor, place: Tensor) -> Tensor:
+    """Return each sequence's law at its own place (as whole rows: gather moves single numbers)."""
+    num_rows, num_places, _ = laws.shape
+    first = torch.arange(0, num_rows * num_places, num_places, device=laws.device)
+    return laws.flatten(0, 1).index_select(0, first + place)
+
+
+def _overlap(block: _Drafted) -> Tensor:
+    shared = block.p_token
+    if block.q is not None:
+        shared = torch.minimum(block.p[:, :-1], block.q).sum(-1)
+    return shared.masked_fill(block.void, 0)
 
 
 def _excess(p: Tensor, q: Tensor, scale: Tensor | None) -> Tensor:
-    """Return max(0, scale p - q), or p where nothing of it is left."""
+    """Return max(0, scale p - q)."""
     # The difference of two floats within a factor of two is exact, so no accuracy is lost beyond
     # what p and q have: logarithms would not help. An error of relative size e in them shifts the
     # law of the output by e too, not by e over the residual's mass, as the residual is reached
     # with a probability that is its mass.
-    return _unless_empty((p if scale is None else p * scale).sub(q).clamp_(min=0), p)
-
-
-def _unless_empty(weights: Tensor, p: Tensor) -> Tensor:
-    """Return p where laws equal up to rounding leave no residual; rounding may have refused too."""
-    return torch.where(weights.sum(-1, keepdim=True) > 0, weights, p)
+    return (p if scale is None else p * scale.to(p.dtype)).sub(q).clamp_(min=0)
 
 
 def _wide(logits: Tensor) -> torch.dtype:

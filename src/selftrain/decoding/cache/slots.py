@@ -6,6 +6,7 @@ tokens overwrite what was rejected, and until then no query can see it. Prompts 
 need no padding rules: what lies beyond a row's length is overwritten before it becomes visible.
 """
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -85,6 +86,7 @@ class SlotCache:
         self._layers = [_SlotLayer(capacity, self._write) for _ in range(config.num_hidden_layers)]
         self._cache = Cache(layers=list(self._layers))
         self._last_logits = _last_logits_argument(model)
+        self.device = next(model.parameters()).device
 
     def forward(
         self, tokens: Tensor, positions: Tensor, *, extent: int, last_only: bool = False
@@ -138,6 +140,18 @@ class SlotCache:
             if mine.is_initialized:
                 theirs.keys, theirs.values = mine.keys[rows], mine.values[rows]
                 theirs.is_initialized = True
+        return other
+
+    def view(self, model: nn.Module) -> "SlotCache":
+        """Return a cache for ``model``, this one's first layers, over the same slots.
+
+        What one of the two writes, the other reads. Rows are selected in this one, not in the view.
+        """
+        other = copy.copy(self)
+        other.model = model
+        config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
+        other._layers = self._layers[: config.num_hidden_layers]
+        other._cache = Cache(layers=list(other._layers))
         return other
 
     def select(self, rows: Tensor) -> None:

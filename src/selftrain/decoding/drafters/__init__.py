@@ -1,6 +1,6 @@
 """What proposes tokens for the target to verify."""
 
-from selftrain.decoding.drafters.model import ModelDraft
+from selftrain.decoding.drafters.model import ModelDrafter
 from selftrain.decoding.drafters.protocol import (
     Draft,
     Drafter,
@@ -10,4 +10,4 @@ from selftrain.decoding.drafters.protocol import (
     Setting,
 )
 
-__all__ = ["Draft", "DraftSession", "Drafter", "ModelDraft", "Pick", "Rows", "Setting"]
+__all__ = ["Draft", "DraftSession", "Drafter", "ModelDrafter", "Pick", "Rows", "Setting"]

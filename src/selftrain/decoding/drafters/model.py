@@ -1,89 +1,131 @@
-"""A smaller model as drafter."""
-
-from collections.abc import Sequence
+"""A smaller model over the same vocabulary as drafter."""
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from selftrain.decoding.cache import SlotCache
-from selftrain.decoding.drafters.protocol import Draft
-from selftrain.decoding.params import SamplingParams
-from selftrain.decoding.sampler import warp
-from selftrain.ops.warp import inverse_cdf
+from selftrain.decoding.cache import SlotCache, slot_obstacle
+from selftrain.decoding.drafters.protocol import Draft, Pick, Rows, Setting
+from selftrain.decoding.sampler import check_room
 
 
-class ModelDraft:
-    """A draft model at work on a batch of sequences.
+class ModelDrafter:
+    """Drafts with a model, token by token.
 
     Args:
-        model: A model for which :func:`selftrain.decoding.cache.slot_obstacle` returns None.
-        prompts: The rows.
-        capacity: Most tokens that a row can hold.
-        vocab_size: The target's number of logits; ids beyond it cannot be proposed, and ids that
-            the draft lacks get no mass.
-        params: How to draw; the draft warps as the target does.
+        model: A causal model over the target's vocabulary.
+        tokenizer: Needed where the models' numbers of logits differ by padding.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        prompts: Sequence[Sequence[int]],
-        *,
-        capacity: int,
-        vocab_size: int,
-        params: SamplingParams,
+        self, model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
-        self.vocab_size, self.params = vocab_size, params
-        self.last_id = model.config.get_text_config(decoder=True).vocab_size - 1  # pyrefly: ignore
-        self.cache = SlotCache(model, capacity=capacity)
-        self.cache.prefill([p[:-2] for p in prompts])
+        self.model, self.tokenizer = model, tokenizer
+        obstacle = slot_obstacle(model)
+        if obstacle is not None:
+            raise TypeError(f"the draft cannot be used for speculative decoding: {obstacle}.")
 
-    def propose(
-        self, tokens: Tensor, lengths: Tensor, last: Tensor, *, extent: int, uniforms: Tensor
-    ) -> Draft:
-        """Propose one token per column of ``uniforms``.
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """The modules at work, to be put in evaluation mode."""
+        return (self.model,)
 
-        Every round begins with the last two tokens of each row. After a block that was accepted
-        whole, the draft has seen neither of them; else rewriting the first changes nothing. So no
-        row is a special case.
+    def check(self, target: PreTrainedModel) -> None:
+        """Raise unless the draft lies where the target does and speaks its vocabulary."""
+        if target.device != self.model.device:
+            raise ValueError(
+                f"the target is on {target.device}, the draft on {self.model.device}; "
+                f"move one: draft.to({str(target.device)!r})."
+            )
+        target_size, draft_size = num_logits(target), num_logits(self.model)
+        used = None if self.tokenizer is None else len(self.tokenizer)
+        if target_size == draft_size or (used is not None and min(target_size, draft_size) >= used):
+            return
+        raise ValueError(
+            f"the target has {target_size} logits, the draft {draft_size}. Speculative decoding "
+            "needs one vocabulary. If the difference is padding, pass the common tokenizer"
+            + ("." if used is None else f" (the one passed has {used} tokens).")
+        )
 
-        Args:
-            tokens: The rows so far ``[batch, capacity]``.
-            lengths: Their lengths ``[batch]``.
-            last: The last position of each row that will ever be kept ``[batch]``; tokens
-                proposed beyond it are void.
-            extent: The largest length.
-            uniforms: The noise ``[batch, drafted]``.
+    def start(self, setting: Setting) -> "ModelSession":
+        """Begin one call of ``generate``."""
+        check_room(setting.prompts, setting.params.max_new_tokens, self.model, "draft")
+        cache = SlotCache(self.model, capacity=setting.capacity)
+        return ModelSession(cache, num_logits(self.model), setting.vocab_size)
+
+
+class ModelSession:
+    """A draft model at work on a batch; its cache follows the rows one proposal behind.
+
+    Args:
+        cache: The draft's, still empty.
+        draft_size: The draft's number of logits.
+        vocab_size: The target's: ids beyond it cannot be proposed, and ids that the draft lacks get
+            no mass.
+    """
+
+    def __init__(self, cache: SlotCache, draft_size: int, vocab_size: int) -> None:
+        self.cache, self.draft_size, self.vocab_size = cache, draft_size, vocab_size
+        self._fed: list[int] = []  # how many tokens of each row the cache has seen, at most
+
+    def propose(self, rows: Rows, num_tokens: int, pick: Pick) -> Draft:
+        """Feed what each row has gained, then draw and feed one token after another.
+
+        A row that lost proposals has been fed all but its last token; one whose proposals all stood
+        lacks two. The rows are fed the same number of last tokens, which at worst writes again
+        what is there.
         """
-        # A row of one token feeds it twice, to the same slot.
-        positions = torch.stack([(lengths - 2).clamp(min=0), lengths - 1], dim=1)
-        pair = tokens.gather(1, positions)
-        if extent == 1:
-            positions, pair = positions[:, 1:], pair[:, 1:]
-        drawn, laws = [], []
-        for slot in range(uniforms.shape[1]):
-            # The target may emit padding ids that the draft has no row for: any row will do there.
-            fed = pair.clamp(max=self.last_id)
+        positions, fed = self._unseen(rows)
+        drawn, laws, extent = [], [], rows.extent
+        for slot in range(num_tokens):
             logits = self.cache.forward(fed, positions, extent=extent + slot, last_only=True)
-            logits = _resize(logits[:, -1], self.vocab_size)
-            if self.params.greedy:
-                token = logits.argmax(-1)
-            else:
-                law = warp(logits, self.params)
-                laws.append(law)
-                token = inverse_cdf(torch.softmax(law, dim=-1), uniforms[:, slot])
+            token, law = pick(self._resize(logits[:, -1]), slot)
             drawn.append(token)
-            pair = token.unsqueeze(1)
-            positions = torch.minimum(lengths + slot, last).unsqueeze(1)
+            if law is not None:
+                laws.append(law)
+            # The target may hold padding ids that the draft has no row for: any row will do there.
+            fed = self._known(token).unsqueeze(1)
+            positions = torch.minimum(rows.lengths + slot, rows.last).unsqueeze(1)
+        self._fed = [n + num_tokens - 1 for n in rows.host_lengths]
         return Draft(torch.stack(drawn, dim=1), torch.stack(laws, dim=1) if laws else None)
 
     def select(self, rows: Tensor) -> None:
-        """Keep the given rows."""
+        """Keep the rows with these indices."""
         self.cache.select(rows)
+        if self._fed:
+            self._fed = [self._fed[row] for row in rows.tolist()]
+
+    def _unseen(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return positions and tokens of the last tokens that some row has not been fed."""
+        lengths = rows.host_lengths
+        if not self._fed:
+            most = max(lengths) - 1
+            self.cache.prefill(
+                [
+                    row[: n - 1]
+                    for row, n in zip(rows.tokens[:, :most].tolist(), lengths, strict=True)
+                ]
+            )
+            self._fed = [n - 1 for n in lengths]
+        missing = max(n - min(n - 1, fed) for n, fed in zip(lengths, self._fed, strict=True))
+        back = torch.arange(-missing, 0, device=rows.lengths.device)
+        positions = rows.lengths.unsqueeze(1) + back
+        if missing > min(lengths):  # a short row feeds its first token several times
+            positions = positions.clamp(min=0)
+        return positions, self._known(rows.tokens.gather(1, positions))
+
+    def _known(self, tokens: Tensor) -> Tensor:
+        if self.draft_size >= self.vocab_size:
+            return tokens
+        return tokens.clamp(max=self.draft_size - 1)
+
+    def _resize(self, logits: Tensor) -> Tensor:
+        missing = self.vocab_size - logits.shape[-1]
+        if missing == 0:
+            return logits
+        return nn.functional.pad(logits, (0, missing), value=-torch.inf)  # negative: cut
 
 
-def _resize(logits: Tensor, vocab_size: int) -> Tensor:
-    missing = vocab_size - logits.shape[-1]
-    if missing == 0:
-        return logits
-    return nn.functional.pad(logits, (0, missing), value=-torch.inf)  # negative: cut
+def num_logits(model: PreTrainedModel) -> int:
+    """Return the size of the model's vocabulary, padding included."""
+    return model.config.get_text_config(decoder=True).vocab_size

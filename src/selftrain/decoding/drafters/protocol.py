@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from selftrain.decoding.cache import SlotCache
@@ -20,6 +21,13 @@ class Draft(NamedTuple):
     """Warped logits of those laws ``[batch, drafted, vocab]``. None: the tokens were not drawn but
     determined (greedy decoding, n-grams), so that each law has all its mass on its token."""
 
+    @classmethod
+    def stack(cls, picks: Sequence[tuple[Tensor, Tensor | None]]) -> "Draft":
+        """Return the draft of what :class:`Pick` returned, slot by slot."""
+        laws = [law for _, law in picks if law is not None]
+        tokens = torch.stack([token for token, _ in picks], dim=1)
+        return cls(tokens, torch.stack(laws, dim=1) if laws else None)
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -31,8 +39,13 @@ class Rows:
     """Their lengths ``[batch]``."""
     last: Tensor
     """The last index of each row that will ever be kept ``[batch]``; proposals beyond are void."""
-    extent: int
-    """The largest length, known to the host."""
+    host_lengths: tuple[int, ...]
+    """The lengths once more, known to the host."""
+
+    @property
+    def extent(self) -> int:
+        """The largest length."""
+        return max(self.host_lengths)
 
 
 class Pick(Protocol):
@@ -78,6 +91,11 @@ class DraftSession(Protocol):
 
 class Drafter(Protocol):
     """Proposes tokens. Any law will do: it decides the speed, never the output."""
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """The modules at work, to be put in evaluation mode; may be empty."""
+        ...
 
     def check(self, target: PreTrainedModel) -> None:
         """Raise ``TypeError`` or ``ValueError`` if this drafter cannot serve ``target``."""
