@@ -107,7 +107,8 @@ def microseconds(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
 def copy_of(num_bytes: int) -> Callable[[], Any]:
     """Return a copy that moves ``num_bytes`` in all, half of them read and half written."""
     source = torch.empty(num_bytes // 2, dtype=torch.uint8, device="cuda")
-    return lambda target=torch.empty_like(source): target.copy_(source)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
 
 
 def measure(size: tuple, rule: str, warp: str, repeats: int) -> dict[str, Any]:

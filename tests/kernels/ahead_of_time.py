@@ -97,56 +97,47 @@ def _usage(ptx: str) -> dict[str, int]:
     }
 
 
-def run_all(dtype: torch.dtype, *, warps, temperatures, drafts, prefixes, overlaps) -> None:
-    """Call every operator in the given modes."""
+NO_WARP, ALL_WARPS = (None, 1.0, 0.0), (20, 0.9, 0.05)
+ONE_WARP = [(20, 1.0, 0.0), (None, 0.9, 0.0), (None, 1.0, 0.05)]
+# Whether there are draft logits, whether whole prefixes are tested, whether the overlap is summed.
+TOKEN, TOKEN_OVERLAP, BLOCK = (True, False, False), (True, False, True), (True, True, True)
+TOKEN_ONE_HOT, BLOCK_ONE_HOT = (False, False, True), (False, True, True)
+RULES = [TOKEN, TOKEN_OVERLAP, BLOCK, TOKEN_ONE_HOT, BLOCK_ONE_HOT]
+
+
+def run(dtype: torch.dtype, warp: tuple, rules: list, *, per_row: bool = False) -> None:
+    """Call every operator under one warp."""
     target = torch.empty(BATCH, DRAFTED + 1, VOCAB, dtype=dtype, device="meta")
     tokens = torch.empty(BATCH, DRAFTED, dtype=torch.int64, device="meta")
     seeds = torch.empty(BATCH, dtype=torch.int64, device="meta")
-    per_row = torch.empty(BATCH, dtype=torch.float32, device="meta")
-    for warp, own in itertools.product(warps, temperatures):
-        law = (1.0, per_row if own else None, *warp)
-        for has_draft, prefix, overlap in itertools.product(drafts, prefixes, overlaps):
-            draft = target[:, :-1] if has_draft else None
-            verify.verify_sampled(target, draft, tokens, seeds, seeds, *law, prefix, overlap)
-        sample.sample_rows(target[:, 0], seeds, seeds, 2, 0, *law)
-        best.verify_best(target, tokens, seeds, seeds, *law, True)
-    best.verify_best(target, tokens, seeds, seeds, 1.0, None, None, 1.0, 0.0, False)
-
-
-NO_WARP, ALL_WARPS = (None, 1.0, 0.0), (20, 0.9, 0.05)
+    temperatures = torch.empty(BATCH, dtype=torch.float32, device="meta") if per_row else None
+    law = (1.0, temperatures, *warp)
+    for has_draft, prefix, overlap in rules:
+        draft = target[:, :-1] if has_draft else None
+        verify.verify_sampled(target, draft, tokens, seeds, seeds, *law, prefix, overlap)
+    sample.sample_rows(target[:, 0], seeds, seeds, 2, 0, *law)
+    best.verify_best(target, tokens, seeds, seeds, *law, True)
+    best.verify_best(target, tokens, seeds, seeds, *law, False)
 
 
 def main(extent: str) -> None:
+    """Compile some variants or all."""
     compiler = Compiler()
     for module in (rows, threshold, verify, sample, best):
         module.launch = compiler
     if extent == "all":
-        both = (False, True)
-        warps = [NO_WARP, ALL_WARPS, (20, 1.0, 0.0), (None, 0.9, 0.0), (None, 1.0, 0.05)]
         for arch, dtype in itertools.product((80, 90), list(POINTERS)[:3]):
             compiler.arch = arch
-            run_all(
-                dtype, warps=warps, temperatures=both, drafts=both, prefixes=both, overlaps=both
-            )
+            for warp in (NO_WARP, ALL_WARPS):
+                run(dtype, warp, RULES)
+                run(dtype, warp, [BLOCK], per_row=True)
+            for warp in ONE_WARP:
+                run(dtype, warp, [])
     else:
         compiler.arch = 90
-        run_all(
-            torch.bfloat16,
-            warps=[ALL_WARPS],
-            temperatures=[True],
-            drafts=[True],
-            prefixes=[True],
-            overlaps=[True],
-        )
+        run(torch.bfloat16, ALL_WARPS, [BLOCK], per_row=True)
         compiler.arch = 80
-        run_all(
-            torch.float32,
-            warps=[NO_WARP],
-            temperatures=[False],
-            drafts=[True, False],
-            prefixes=[False],
-            overlaps=[False],
-        )
+        run(torch.float32, NO_WARP, [TOKEN, TOKEN_ONE_HOT])
     print(json.dumps(list(compiler.found.values()), indent=1))
 
 

@@ -160,7 +160,7 @@ def test_triton_refuses_float64():
         )
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["greedy", "coupled"])
 @pytest.mark.usefixtures("without_shape_checks")
 def test_the_eager_form_compiles_as_one_graph(rule):
     target, draft, tokens, address = block()

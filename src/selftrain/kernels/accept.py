@@ -76,6 +76,7 @@ def decide_kernel(
     BLOCKS: tl.constexpr,
     PLACES: tl.constexpr,
 ):
+    """Make the normalisers of one row of the batch, and test its tokens one by one."""
     batch = tl.program_id(0)
     inverse = inverse_temperature(temperatures, inverse, batch, PER_ROW)
     place = tl.arange(0, PLACES)
@@ -84,9 +85,7 @@ def decide_kernel(
     proposed = (token >= 0) & (token < vocab)
 
     row = batch * places + place
-    highest, mass = totals(
-        maxima, sums, batch * places, place, places, num_blocks, inverse, BLOCKS
-    )
+    highest, mass = totals(maxima, sums, batch * places, place, places, num_blocks, inverse, BLOCKS)
     tl.store(row_max + row, highest, mask=place < places)
     tl.store(row_mass + row, mass, mask=place < places)
     start = target + batch.to(tl.int64) * target_batch
@@ -126,9 +125,7 @@ def decide_kernel(
 
 
 @triton.jit
-def longest_prefix(
-    mass, pi, count, place, seed, start, PLACES: tl.constexpr
-):
+def longest_prefix(mass, pi, count, place, seed, start, PLACES: tl.constexpr):
     """Return how many tokens block verification lets stand.
 
     ``place`` i stands for the first i tokens; ``mass`` is S_i there, ``pi`` its pi_i.

@@ -38,6 +38,7 @@ def best_kernel(
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Find the highest value of one block of one row."""
     row, block = tl.program_id(0), tl.program_id(1)
     batch = row // places
     place = row % places
@@ -73,6 +74,7 @@ def compare_kernel(
     BLOCKS: tl.constexpr,
     PLACES: tl.constexpr,
 ):
+    """Compare the drafted tokens of one row of the batch with the rows' best ones."""
     batch = tl.program_id(0)
     place = tl.arange(0, PLACES)
     block = tl.arange(0, BLOCKS)[None, :]
@@ -96,7 +98,9 @@ def compare_kernel(
     tl.store(agreement + batch * drafted + place, agrees.to(tl.float32), mask=place < drafted)
 
 
-def _fake(target: Tensor, tokens: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(
+    target: Tensor, tokens: Tensor, *_: object, **__: object
+) -> tuple[Tensor, Tensor, Tensor]:
     batch = tokens.new_empty(tokens.shape[0])
     return batch, torch.empty_like(batch), tokens.new_empty(tokens.shape, dtype=torch.float32)
 

@@ -57,6 +57,7 @@ def residual_kernel(
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Sum the residual and the overlap over one block of the vocabulary."""
     block = tl.program_id(1)
     drafted = places - 1
     if ALL:
@@ -98,37 +99,27 @@ def place_sums(cells, first, place, count, num_blocks, BLOCKS: tl.constexpr):
 
 
 @triton.jit
+def masses_without(
+    banned, masses, start, vocab, row, row_max, row_mass, inverse, thresholds, last_tokens,
+    MASKED: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Return the masses of a row's blocks without one token, its own block summed anew."""
+    home = banned // BLOCK
+    token = home * BLOCK + tl.arange(0, BLOCK)
+    p = law(start, token, vocab, row, row_max, row_mass, inverse, thresholds, last_tokens, MASKED)
+    others = tl.sum(tl.where(token == banned, 0.0, p), 0) * tl.load(row_mass + row)
+    return tl.where(tl.arange(0, BLOCKS) == home, others, masses)
+
+
+@triton.jit
 def emit_kernel(
-    target,
-    draft,
-    temperatures,
-    inverse,
-    thresholds,
-    last_tokens,
-    maxima,
-    sums,
-    row_max,
-    row_mass,
-    tokens,
-    seeds,
-    starts,
-    token_probs,
-    prefix_probs,
-    num_drafted,
-    num_accepted,
-    residuals,
+    target, draft, temperatures, inverse, thresholds, last_tokens, maxima, sums, row_max, row_mass,
+    tokens, seeds, starts, token_probs, prefix_probs, num_drafted, num_accepted, residuals,
     overlaps,
-    accepted,  # out [B], int64
+    accepted,  # out [B]
     next_tokens,  # out [B]
     overlap,  # out [B, K]
-    vocab,
-    num_blocks,
-    target_rows,
-    places,
-    target_batch,
-    target_place,
-    draft_batch,
-    draft_place,
+    vocab, num_blocks, target_rows, places, target_batch, target_place, draft_batch, draft_place,
     HAS_DRAFT: tl.constexpr,
     PREFIX: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -137,7 +128,8 @@ def emit_kernel(
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
     PLACES: tl.constexpr,
-):
+):  # fmt: skip
+    """End the test of whole prefixes, and draw the next token of one row of the batch."""
     batch = tl.program_id(0)
     drafted = places - 1
     inverse = inverse_temperature(temperatures, inverse, batch, PER_ROW)
@@ -165,21 +157,19 @@ def emit_kernel(
     masses, top = block_masses(maxima, sums, row, num_blocks, inverse, BLOCKS)
     valid = is_law(masses, top)
     block = tl.arange(0, BLOCKS)
-    place_start = target + batch.to(tl.int64) * target_batch + stand.to(tl.int64) * target_place
+    start = target + batch.to(tl.int64) * target_batch + stand.to(tl.int64) * target_place
+    banned = -1
     if HAS_DRAFT:
         cell = (batch * drafted + stand) * num_blocks + block
         left = tl.load(residuals + cell, mask=rejected & (block < num_blocks), other=0.0)
     else:
         # The residual of a one-hot draft is the target's law without the drafted token.
         banned = tl.load(tokens + batch * drafted + stand, mask=rejected, other=0).to(tl.int32)
-        home = banned // BLOCK
-        token = home * BLOCK + tl.arange(0, BLOCK)
-        p = law(
-            place_start, token, vocab, row, row_max, row_mass, inverse, thresholds, last_tokens,
-            MASKED,
+        left = masses_without(
+            banned, masses, start, vocab, row, row_max, row_mass, inverse, thresholds, last_tokens,
+            MASKED, BLOCK, BLOCKS,
         )  # fmt: skip
-        others = tl.sum(tl.where(token == banned, 0.0, p), 0) * tl.load(row_mass + row)
-        left = tl.where(rejected, tl.where(block == home, others, masses), 0.0)
+        left = tl.where(rejected, left, 0.0)
     # Laws equal up to rounding leave nothing: then the next token is the target's.
     from_residual = tl.sum(left, 0) > 0
     u = uniform(seed, EMIT, position, stand)
@@ -187,18 +177,16 @@ def emit_kernel(
 
     # Which token of that block.
     token = home * BLOCK + tl.arange(0, BLOCK)
-    p = law(
-        place_start, token, vocab, row, row_max, row_mass, inverse, thresholds, last_tokens, MASKED
-    )
+    p = law(start, token, vocab, row, row_max, row_mass, inverse, thresholds, last_tokens, MASKED)
     weight = p
     if HAS_DRAFT:
         if from_residual:
             scale = 1.0
             if PREFIX:
                 scale = tl.load(prefix_probs + batch * places + stand)
-            start = draft + batch.to(tl.int64) * draft_batch + stand.to(tl.int64) * draft_place
+            first = draft + batch.to(tl.int64) * draft_batch + stand.to(tl.int64) * draft_place
             q = law(
-                start, token, vocab, target_rows + batch * drafted + stand, row_max, row_mass,
+                first, token, vocab, target_rows + batch * drafted + stand, row_max, row_mass,
                 inverse, thresholds, last_tokens, MASKED,
             )  # fmt: skip
             weight = tl.maximum(scale * p - q, 0.0)

@@ -103,6 +103,7 @@ def stats_kernel(
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Leave the statistics of one block of one row."""
     row, block = tl.program_id(0), tl.program_id(1)
     start, batch = row_of(
         target,
@@ -148,26 +149,32 @@ class Rows:
 
     @property
     def vocab(self) -> int:
+        """Return the size of the vocabulary."""
         return self.target.shape[2]
 
     @property
     def num_targets(self) -> int:
+        """Return how many rows the target has."""
         return self.target.shape[0] * self.target.shape[1]
 
     @property
     def num_rows(self) -> int:
+        """Return how many rows there are in all."""
         drafts = 0 if self.draft is None else self.draft.shape[0] * self.draft.shape[1]
         return self.num_targets + drafts
 
     @property
     def block(self) -> int:
+        """Return how many logits one program reads."""
         return block_size(self.vocab)
 
     @property
     def num_blocks(self) -> int:
-        return triton.cdiv(self.vocab, self.block)
+        """Return how many programs that makes for a row."""
+        return -(-self.vocab // self.block)
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return a tensor beside the logits, not initialised."""
         return torch.empty(shape, dtype=dtype, device=self.target.device)
 
     def logits(self) -> dict[str, Tensor | float]:
@@ -204,7 +211,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Cut:
-    """Which tokens of each row the warp keeps: those above a threshold, and the first equal ones."""
+    """Which tokens of each row the warp keeps: above a threshold, and the first equal to it."""
 
     thresholds: Tensor
     """``[R]`` float32, in units of the raw logits."""

@@ -34,6 +34,7 @@ def sample_kernel(
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
+    """Draw the token of one row."""
     row = tl.program_id(0)
     inverse = inverse_temperature(temperatures, inverse, row, PER_ROW)
     threshold = -float("inf")

@@ -48,8 +48,10 @@ def goal_of(maxima, sums, kept, row, num_blocks, inverse, top_p, MODE: tl.conste
 
 
 @triton.jit
-def narrow(counts, masses, keys, num_above, mass_above, row, rows, num_blocks, PASS: tl.constexpr,
-           top_k, goal, MODE: tl.constexpr, BLOCKS: tl.constexpr):  # fmt: skip
+def narrow(
+    counts, masses, keys, num_above, mass_above, row, rows, num_blocks, PASS: tl.constexpr,
+    top_k, goal, MODE: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
     """Return what is known after ``PASS`` passes: the key's first digits, and what lies above."""
     if PASS == 0:
         return tl.full((), 0, tl.uint32), tl.full((), 0, tl.int32), tl.full((), 0.0, tl.float32)
@@ -106,6 +108,7 @@ def digit_kernel(
     BLOCKS: tl.constexpr,
     TILE: tl.constexpr,
 ):
+    """Count and weigh the tokens of one block by the next digit of their key."""
     row, block = tl.program_id(0), tl.program_id(1)
     start, batch = row_of(
         target,
@@ -181,6 +184,7 @@ def threshold_kernel(
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
+    """Turn the key that was found into a threshold, one program a row."""
     row = tl.program_id(0)
     start, batch = row_of(
         target,
@@ -208,7 +212,8 @@ def threshold_kernel(
         if missing > 0:
             negative = (key >> (4 * PASS - 1)) == 0
             filled = (key.to(tl.uint64) << missing).to(tl.uint32)
-            key = filled | tl.where(negative, (1 << missing) - 1, 0).to(tl.uint32)
+            ones = tl.full((), 0xFFFFFFFF, tl.uint32) >> (4 * PASS)
+            key = filled | tl.where(negative, ones, 0)
         threshold = value_of(key)
         block = tl.arange(0, BLOCKS)
         cell = (((PASS - 1) * rows + row) * num_blocks + block) * DIGITS + digit.to(tl.int32)

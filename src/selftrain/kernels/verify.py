@@ -46,8 +46,6 @@ def verify_sampled(
     maxima, sums, cut = warped_stats(rows, top_k, top_p, min_p)
     layout = rows.layout()
     block = layout.pop("BLOCK")
-    blocks = triton.next_power_of_2(rows.num_blocks)
-    places = triton.next_power_of_2(drafted + 1)
     common = {**rows.logits(), **cut_arguments(rows, cut), **layout, "PREFIX": prefix}
     between = {
         "row_max": rows.empty(rows.num_rows),
@@ -56,25 +54,23 @@ def verify_sampled(
         "num_drafted": rows.empty(batch, dtype=torch.int32),
         "num_accepted": rows.empty(batch, dtype=torch.int32),
     }
-    noise = {"tokens": tokens, "seeds": seeds, "starts": starts}
-    noise["token_probs"] = rows.empty(batch, drafted)
-    has_draft = draft is not None
-    launch(decide_kernel)[(batch,)](
-        **common,
-        **between,
-        **noise,
-        maxima=maxima,
-        sums=sums,
-        HAS_DRAFT=has_draft,
-        BLOCKS=blocks,
-        PLACES=places,
-        num_warps=4,
-    )
+    row_arguments = {
+        "maxima": maxima,
+        "sums": sums,
+        "tokens": tokens,
+        "seeds": seeds,
+        "starts": starts,
+        "token_probs": rows.empty(batch, drafted),
+        "HAS_DRAFT": draft is not None,
+        "BLOCKS": triton.next_power_of_2(rows.num_blocks),
+        "PLACES": triton.next_power_of_2(drafted + 1),
+    }
+    launch(decide_kernel)[(batch,)](**common, **between, **row_arguments, num_warps=4)
     cells = {
         "residuals": rows.empty(batch, drafted, rows.num_blocks),
         "overlaps": rows.empty(batch, drafted, rows.num_blocks),
     }
-    if has_draft and drafted:
+    if draft is not None and drafted:
         everywhere = prefix or overlap
         launch(residual_kernel)[(batch * (drafted if everywhere else 1), rows.num_blocks)](
             **common, **between, **cells, ALL=everywhere, BLOCK=block, num_warps=4
@@ -84,18 +80,13 @@ def verify_sampled(
     launch(emit_kernel)[(batch,)](
         **common,
         **between,
-        **noise,
+        **row_arguments,
         **cells,
-        maxima=maxima,
-        sums=sums,
         accepted=accepted,
         next_tokens=next_tokens,
         overlap=shared,
-        HAS_DRAFT=has_draft,
         OVERLAP=overlap,
         BLOCK=block,
-        BLOCKS=blocks,
-        PLACES=places,
         num_warps=8,
     )
     return accepted, next_tokens, shared

@@ -79,18 +79,16 @@ def verify_draft(
     """
     check_choice("rule", rule, RULES)
     # Per-row temperatures lie on the device: looking at them here would make the host wait.
-    per_row = isinstance(temperature, Tensor)
-    check_warp(1.0 if isinstance(temperature, Tensor) else temperature, top_k, top_p, min_p)
-    if not per_row and temperature == 0:
+    scalar = 1.0 if isinstance(temperature, Tensor) else temperature
+    check_warp(scalar, top_k, top_p, min_p)
+    if scalar == 0:
         rule = "greedy"
     if rule in ("greedy", "coupled"):
         draft_logits = None
     _check_shapes(target_logits, draft_logits, draft_tokens)
-    if _choose(backend, target_logits, draft_logits) == "triton":
-        verify = _verify_triton
-    else:
-        verify = _verify_eager
-    verdict = verify(
+    chosen = _choose(backend, target_logits, draft_logits)
+    verify = _verify_triton if chosen == "triton" else _verify_eager
+    return verify(
         target_logits,
         draft_logits,
         draft_tokens,
@@ -100,7 +98,6 @@ def verify_draft(
         (temperature, top_k, top_p, min_p),
         overlap,
     )
-    return verdict
 
 
 def sample_tokens(

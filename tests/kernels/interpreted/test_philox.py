@@ -41,9 +41,7 @@ def test_uniforms_are_equal_to_the_bit():
     for stream in (Stream.EMIT, Stream.ACCEPT, Stream.DRAFT):
         out = torch.empty(len(SEEDS), 4, dtype=torch.float64)
         uniform_kernel[(len(SEEDS),)](SEEDS, POSITIONS, slots, out, int(stream), COUNT=4)
-        want = uniform(
-            SEEDS.view(-1, 1), stream=stream, position=POSITIONS.view(-1, 1), slot=slots
-        )
+        want = uniform(SEEDS.view(-1, 1), stream=stream, position=POSITIONS.view(-1, 1), slot=slots)
         assert torch.equal(out, want)
 
 

@@ -40,8 +40,12 @@ WARPS = [
 ]
 
 
-@pytest.mark.parametrize("warp", WARPS, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("warp", "dtype"),
+    [(warp, torch.bfloat16) for warp in WARPS]
+    + [(WARPS[-1], torch.float16), (WARPS[-1], torch.float32), (WARPS[2], torch.float32)],
+    ids=str,
+)
 def test_random_rows(warp, dtype):
     rng = torch.Generator().manual_seed(3)
     check((3 * torch.randn(2, 257, generator=rng)).to(dtype), **warp)
@@ -64,7 +68,7 @@ def test_ragged_sizes(vocab, top_k):
 
 
 @pytest.mark.parametrize("warp", [{"top_k": 5}, {"top_p": 0.45}], ids=str)
-@pytest.mark.parametrize("value", [0.0, -2.5, 3.25])
+@pytest.mark.parametrize("value", [0.0, -2.5])
 def test_ties_at_the_threshold_keep_the_lowest_ids(warp, value):
     """Equal logits in two blocks; masses of powers of two, so that sums are exact."""
     logits = torch.full((1, 2048), -torch.inf)

@@ -157,9 +157,7 @@ def test_a_row_is_decided_alone_as_in_a_batch(rule):
     target, draft, tokens, options = draft_block(3, 2, 100, seed=16)
     together = verify_draft(target, draft, tokens, rule=rule, backend="triton", **options)
     one = {name: value[1:2] for name, value in options.items()}
-    alone = verify_draft(
-        target[1:2], draft[1:2], tokens[1:2], rule=rule, backend="triton", **one
-    )
+    alone = verify_draft(target[1:2], draft[1:2], tokens[1:2], rule=rule, backend="triton", **one)
     for whole, part in zip(together, alone, strict=True):
         assert torch.equal(whole[1:2], part)
 
