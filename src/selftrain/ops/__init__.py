@@ -22,6 +22,15 @@ from selftrain.ops.lenience import (
 )
 from selftrain.ops.masking import PaddedTokens, completion_mask, masked_mean, pad_sequences
 from selftrain.ops.philox import Stream, gumbel, philox, uniform
+from selftrain.ops.tree import (
+    TreeVerdict,
+    ancestor_mask,
+    inner_nodes,
+    node_depths,
+    verify_tree,
+    verify_tree_greedy,
+)
+from selftrain.ops.verification import sample_tokens, verify_draft
 from selftrain.ops.verify import (
     Verdict,
     residual,
@@ -43,26 +52,34 @@ __all__ = [
     "MixtureLenience",
     "PaddedTokens",
     "Stream",
+    "TreeVerdict",
     "TypicalAcceptance",
     "Verdict",
+    "ancestor_mask",
     "completion_mask",
     "divergence",
     "forward_kl",
     "generalized_jsd",
     "gumbel",
+    "inner_nodes",
     "inverse_cdf",
     "masked_mean",
+    "node_depths",
     "output_law",
     "pad_sequences",
     "philox",
     "residual",
     "reverse_kl",
+    "sample_tokens",
     "total_variation",
     "uniform",
     "verify_block",
     "verify_coupled",
+    "verify_draft",
     "verify_greedy",
     "verify_lenient",
     "verify_tokens",
+    "verify_tree",
+    "verify_tree_greedy",
     "warp_logits",
 ]
