@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selftrain.decoding.planner import (
+from selftrain.decoding.cost_model import (
     expected_tokens,
     mbsu,
     operations_factor,
@@ -82,7 +82,7 @@ def test_expected_tokens_at_its_limits(num_draft_tokens):
         (lambda: expected_tokens(1.1, 2), r"0.0 <= acceptance <= 1.0, got 1.1"),
         (lambda: expected_tokens(0.5, -1), r"0 <= num_draft_tokens, got -1"),
         (lambda: speedup(0.5, 2, -0.1), r"0.0 <= cost_ratio, got -0.1"),
-        (lambda: operations_factor(0.5, 2, -0.1), r"0.0 <= flop_ratio, got -0.1"),
+        (lambda: operations_factor(0.5, 2, -0.1), r"0.0 <= operations_ratio, got -0.1"),
         (lambda: mbsu(0.9, 2, 0.1), r"1.0 <= block_efficiency <= 3.0, got 0.9"),
         (lambda: mbsu(2.0, 2, -0.1), r"0.0 <= parameter_ratio, got -0.1"),
     ],

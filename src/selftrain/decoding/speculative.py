@@ -9,10 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from selftrain._core.checks import check_choice, check_int
-from selftrain.decoding.cache import CacheKind, decoding_cache, is_encoder_decoder
+from selftrain.decoding.cache import CacheKind, CacheOpener, is_encoder_decoder
 from selftrain.decoding.custom_generate import as_custom_generate
-from selftrain.decoding.drafters import Drafter, ModelDrafter, Setting
+from selftrain.decoding.drafters import Drafter, DraftSession, ModelDrafter, Setting
 from selftrain.decoding.drafters.model import num_logits
+from selftrain.decoding.drafters.tree import TreeDrafter
 from selftrain.decoding.engine import Run
 from selftrain.decoding.outcome import SpeculativeOutput
 from selftrain.decoding.pacing import AutoPacer, FixedPacer
@@ -23,6 +24,8 @@ from selftrain.decoding.rules import Verifier, check_lenience, rule_for
 from selftrain.decoding.sampler import check_room, row_seeds_of
 from selftrain.decoding.stopping import Stopping, StopScan, resolve_eos
 from selftrain.decoding.streaming import RowStream, Sink, sink_of
+from selftrain.decoding.tree import TreeSteps, tree_rule_for
+from selftrain.kernels._dispatch import Backend
 from selftrain.nn.modes import training_mode
 from selftrain.ops.lenience import LenienceRule
 
@@ -52,6 +55,11 @@ class SpeculativeDecoder:
             law: the statistics then say ``lossless=False`` and bound the distance.
         cache: "slots" keeps each token of a row at its own place, so that rolling back costs
             nothing; "dynamic" is for models that refuse it, and slower.
+        backend: Where proposals are drawn and tested: "triton" kernels, "eager" torch, or "auto",
+            which takes the kernels on a GPU.
+        compile: Compile the models' steps with ``torch.compile``, on first use and for a minute or
+            more; this decoder keeps them. The weights must not change afterwards. On a CPU it needs
+            a C++ compiler, on a GPU it records CUDA graphs.
 
     Raises:
         TypeError: If a model cannot be driven through slots; the message says why.
@@ -67,30 +75,37 @@ class SpeculativeDecoder:
     def __init__(
         self,
         target: PreTrainedModel,
-        draft: PreTrainedModel | Drafter,
+        draft: PreTrainedModel | Drafter | TreeDrafter,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         num_draft_tokens: int | Literal["auto"] = 5,
         verifier: Verifier | None = None,
         lenience: LenienceRule | None = None,
         cache: CacheKind = "slots",
+        backend: Backend = "auto",
+        compile: bool = False,
     ) -> None:
         if isinstance(num_draft_tokens, str):
             check_choice("num_draft_tokens", num_draft_tokens, ("auto",))
         else:
             check_int("num_draft_tokens", num_draft_tokens, low=0)
         check_choice("verifier", verifier, (None, "token", "block", "coupled"))
+        check_choice("backend", backend, ("auto", "eager", "triton"))
         check_lenience(verifier, lenience)
-        self._cache_type = decoding_cache(target, cache, role="target")
+        self._caches = CacheOpener(target, cache, role="target", compile=compile)
         if isinstance(draft, torch.nn.Module):
-            draft = ModelDrafter(draft, tokenizer=tokenizer, cache=cache)
+            draft = ModelDrafter(draft, tokenizer=tokenizer, cache=cache, compile=compile)
         elif not all(hasattr(draft, name) for name in ("models", "check", "start")):
             raise TypeError(f"draft must be a model or a Drafter, got {type(draft).__name__}.")
-        self.drafter: Drafter = draft
+        self.drafter: Drafter | TreeDrafter = draft
         self.drafter.check(target)
+        if isinstance(self.drafter, TreeDrafter):
+            depth = _check_tree(num_draft_tokens, verifier, lenience)
+            num_draft_tokens = min(depth, len(self.drafter.branching))
         self.target, self.tokenizer = target, tokenizer
         self.num_draft_tokens = num_draft_tokens
         self.verifier, self.lenience = verifier, lenience
+        self.backend: Backend = backend
 
     def generate(
         self,
@@ -216,29 +231,42 @@ class SpeculativeDecoder:
     ) -> Run:
         num = self.num_draft_tokens
         pacer = AutoPacer() if num == "auto" else FixedPacer(num)
+        most = pacer.max_draft_tokens
+        drafter = self.drafter
+        block_size = drafter.num_nodes(most) if isinstance(drafter, TreeDrafter) else most
         # One row may be about to end while another has room for a whole block.
-        capacity = max(map(len, prompts)) + params.max_new_tokens + pacer.max_draft_tokens
-        cache = self._cache_type(self.target, capacity=capacity, **source)
+        capacity = max(map(len, prompts)) + params.max_new_tokens + block_size
+        cache = self._caches.open(capacity, source)
         cache.prefill([p[:-1] for p in prompts])
         session = None
-        if pacer.max_draft_tokens:
+        if most:
             vocab_size = self.target.config.get_text_config(decoder=True).vocab_size
-            session = self.drafter.start(
-                Setting(prompts, capacity, params, cache, vocab_size, source)
-            )
+            session = self._start(Setting(prompts, capacity, params, cache, vocab_size, source))
         return Run(
             cache,
             session,
             prompts=prompts,
             max_new_tokens=params.max_new_tokens,
             device=self.target.device,
-            rule=rule_for(params, self.verifier, self.lenience),
+            rule=rule_for(
+                params,
+                self.verifier,
+                self.lenience,
+                backend=self.backend,
+                like=next(self.target.parameters()),
+            ),
             pacer=pacer,
             seeds=seeds,
             stops=[StopScan(stopping) for _ in prompts],
             streams=[RowStream(row, sink, stopping) for row in range(len(prompts))] if sink else (),
             processors=processors,
         )
+
+    def _start(self, setting: Setting) -> DraftSession | TreeSteps:
+        if isinstance(self.drafter, TreeDrafter):
+            rule = tree_rule_for(setting.params, self.verifier, self.drafter.sampling)
+            return TreeSteps(self.drafter.start(setting), rule)
+        return self.drafter.start(setting)
 
     def _decoder_start(self) -> int:
         config = getattr(self.target, "generation_config", None)
@@ -261,6 +289,22 @@ class SpeculativeDecoder:
         config = getattr(self.target, "generation_config", None)
         ids = [getattr(holder, name, None) for holder in (config, self.tokenizer)]
         return [token for token in ids if token is not None]
+
+
+def _check_tree(
+    num_draft_tokens: int | Literal["auto"],
+    verifier: Verifier | None,
+    lenience: LenienceRule | None,
+) -> int:
+    if num_draft_tokens == "auto":
+        raise ValueError("num_draft_tokens='auto' plans chains; with a TreeDrafter give the depth.")
+    if verifier == "block" or lenience is not None:
+        name = "verifier='block'" if verifier == "block" else "lenience"
+        raise ValueError(
+            f"{name} is a rule for chains; a TreeDrafter goes with verifier None, 'token' or "
+            "'coupled' and no lenience."
+        )
+    return num_draft_tokens
 
 
 def _row_seeds(num_rows: int, params: SamplingParams, seeds: Sequence[int] | None) -> list[int]:

@@ -6,11 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import (
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from selftrain.decoding.cache.holes import HoleyCache
 from selftrain.decoding.cache.masks import attention_windows
@@ -27,6 +23,8 @@ DecodingCache = SlotCache | HoleyCache | Seq2SeqCache
 
 _PROBE_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}  # eager softmax is float32 upstream
 _PROBE_TOLERANCE_HALF = 0.1
+# A DummyLayer stands where a layer has no keys of its own: it looks at those of another.
+_DRIVEN = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
 
 
 def slot_obstacle(model: nn.Module) -> str | None:
@@ -45,7 +43,7 @@ def slot_obstacle(model: nn.Module) -> str | None:
     windows = {w for w in attention_windows(config) if w is not None}
     if len(windows) > 1:
         return f"its layers have windows of different sizes ({sorted(windows)})"
-    if "local" in (getattr(config, "attention_layers", None) or ()):
+    if _has_unmasked_windows(config):
         return "its local attention counts its window from the longest row, whatever the mask says"
     return _attention_obstacle(config) or _probe(model, SlotCache)
 
@@ -58,8 +56,7 @@ def dynamic_obstacle(model: nn.Module) -> str | None:
     if obstacle is not None:
         return obstacle
     config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
-    local = "local" in (getattr(config, "attention_layers", None) or ())
-    if local or any(w is not None for w in attention_windows(config)):
+    if _has_unmasked_windows(config) or any(attention_windows(config)):
         return "it has sliding-window layers, whose window would count rejected tokens too"
     return _probe(model, HoleyCache)
 
@@ -147,7 +144,10 @@ def _cache_obstacle(model: Any) -> str | None:
     if config is None or not hasattr(config, "get_text_config"):
         return "it has no transformers configuration"
     config = config.get_text_config(decoder=True)
-    layers = DynamicCache(config=config).layers
+    try:
+        layers = DynamicCache(config=config).layers
+    except Exception as error:  # the layer types of remote code can be anything
+        return f"transformers has no cache for it ({type(error).__name__}: {error})"
     recurrent = [x for x in layers if isinstance(x, LinearAttentionCacheLayerMixin)]
     if recurrent:
         kind = type(recurrent[0]).__name__
@@ -158,11 +158,12 @@ def _cache_obstacle(model: Any) -> str | None:
     types = getattr(config, "layer_types", None) or ()
     if "chunked_attention" in types or getattr(config, "attention_chunk_size", None):
         return "its attention is chunked, which no mask over slots has been written for"
-    known = (DynamicLayer, DynamicSlidingWindowLayer)
-    other = sorted({type(x).__name__ for x in layers if type(x) not in known})
+    other = sorted({type(x).__name__ for x in layers} - _DRIVEN)
     if other:
         return f"its cache has layers of a kind ({', '.join(other)}) that cannot be driven by row"
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
+    parameters = inspect.signature(model.forward).parameters
+    wrapped = any(p.kind is p.VAR_KEYWORD for p in parameters.values())  # the trial will tell
+    if "past_key_values" not in parameters and not wrapped:
         return "its forward takes no past_key_values: it has no key-value cache"
     asked = getattr(getattr(model, "generation_config", None), "cache_implementation", None)
     if asked is not None and asked.startswith(("quantized", "offloaded")):
@@ -171,6 +172,11 @@ def _cache_obstacle(model: Any) -> str | None:
             "model.generation_config.cache_implementation = None to do without"
         )
     return None
+
+
+def _has_unmasked_windows(config: Any) -> bool:
+    """Whether attention has windows of its own besides the mask, as in GPT-Neo."""
+    return "local" in (getattr(config, "attention_layers", None) or ())
 
 
 def _attention_obstacle(config: Any) -> str | None:
@@ -187,8 +193,11 @@ def _attention_obstacle(config: Any) -> str | None:
 def _probe(model: nn.Module, cache_type: Any) -> str | None:
     """Say what goes wrong when ragged rows go through the cache piece by piece, or None."""
     weight = next(model.parameters())
-    vocab = model.config.get_text_config(decoder=True).vocab_size  # pyrefly: ignore
-    tokens = (torch.arange(12, device=weight.device).view(2, 6) * 7 + 1) % vocab
+    config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
+    tokens = torch.arange(12, device=weight.device).view(2, 6) * 7 + 1
+    tokens = tokens % config.vocab_size
+    # Without a cache, some models hide what looks like padding.
+    tokens = (tokens + (tokens == getattr(config, "pad_token_id", None))) % config.vocab_size
     with training_mode(False, model):
         try:
             got, want = _trial(model, cache_type, tokens)
