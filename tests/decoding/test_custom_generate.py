@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from selftrain.decoding.drafters.ngram import NGramDrafter
+from selftrain.decoding.drafters.tree import TreeDrafter
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.speculative import SpeculativeDecoder
 
@@ -60,6 +61,15 @@ def test_greedy_output_is_that_of_plain_generate(decoder, settings, inputs):
 def test_processors_of_generate_work_with_a_draft_that_has_no_law(pair):
     decoder = SpeculativeDecoder(pair[0], NGramDrafter())
     want, got = both(decoder, **BATCH, **GREEDY, no_repeat_ngram_size=2)
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"repetition_penalty": 1.7}, {"min_new_tokens": 9, "eos_token_id": [1, 10, 13]}]
+)
+def test_processors_of_generate_work_in_a_tree(pair, settings):
+    decoder = SpeculativeDecoder(pair[0], TreeDrafter(pair[1], [2, 2]))
+    want, got = both(decoder, **BATCH, **GREEDY, **settings)
     assert torch.equal(got, want)
 
 
