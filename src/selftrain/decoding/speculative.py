@@ -92,7 +92,8 @@ class SpeculativeDecoder:
         check_choice("verifier", verifier, (None, "token", "block", "coupled"))
         check_choice("backend", backend, ("auto", "eager", "triton"))
         check_lenience(verifier, lenience)
-        self._caches = CacheOpener(target, cache, role="target", compile=compile)
+        sizes = _compiled_sizes(num_draft_tokens) if compile else ()
+        self._caches = CacheOpener(target, cache, role="target", compiled=sizes)
         if isinstance(draft, torch.nn.Module):
             draft = ModelDrafter(draft, tokenizer=tokenizer, cache=cache, compile=compile)
         elif not all(hasattr(draft, name) for name in ("models", "check", "start")):
@@ -289,6 +290,15 @@ class SpeculativeDecoder:
         config = getattr(self.target, "generation_config", None)
         ids = [getattr(holder, name, None) for holder in (config, self.tokenizer)]
         return [token for token in ids if token is not None]
+
+
+def _compiled_sizes(num_draft_tokens: int | Literal["auto"]) -> tuple[int, ...]:
+    if num_draft_tokens == "auto":
+        raise ValueError(
+            "compile=True makes steps of fixed size; give num_draft_tokens a number instead of "
+            "'auto'."
+        )
+    return (1, num_draft_tokens + 1)
 
 
 def _check_tree(

@@ -1,5 +1,6 @@
 """A model's forward over slots, compiled, for steps of a few tokens: Python costs most there."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -7,37 +8,44 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from selftrain.decoding.cache.masks import MaskPlan
+from selftrain.nn.packed import pack_weights
 
-MAX_TOKENS = 32  # per row; longer inputs are prompts, whose forwards need no compiling
 CAPACITY_STEP = 128  # slots come in multiples of this, so that calls share their graphs
 
 
 class CompiledStep:
-    """One forward of a few tokens over slots, compiled by inductor on first use.
+    """A forward of a few tokens over slots, compiled by inductor on first use.
 
     Every call attends to all slots under a mask, so that shapes do not change as rows grow. On a
-    GPU the graph is recorded and replayed (CUDA graphs); on a CPU the weights are packed as well,
-    which takes the memory of a second copy. The first calls compile, for a minute or more; graphs
-    are kept with this object, one for each number of rows and kind of step.
+    GPU the graph is recorded and replayed (CUDA graphs); on a CPU the weights are packed as well.
+    The first calls compile, for a minute or more; graphs are kept with this object, one for each
+    number of rows, of tokens, and of slots.
 
     Args:
-        model: A causal model in evaluation mode; its weights must not change afterwards.
+        model: A causal model in evaluation mode; neither it nor its weights may change afterwards.
+        num_tokens: The numbers of tokens a row for which to compile; others run as they are.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, num_tokens: Collection[int]) -> None:
+        self.num_tokens = frozenset(num_tokens)
+        weight = next(model.parameters())
+        on_gpu = weight.device.type == "cuda"
+        packable = not on_gpu and weight.dtype in (torch.float32, torch.bfloat16)
+        self.model = pack_weights(model) if packable else model
         self._plan = MaskPlan(model)
-        if next(model.parameters()).device.type == "cuda":
-            self._compiled = torch.compile(self._forward, mode="reduce-overhead")
-        else:
-            self._compiled = torch.compile(self._forward, options={"freezing": True})
+        # The model does not change, so only the shapes of what goes in need to be looked at: to
+        # check all its modules again takes as long as a layer does.
+        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
+        if on_gpu:
+            options |= {"triton.cudagraphs": True}
+        self._compiled = torch.compile(self._forward, dynamic=False, options=options)
 
     def __call__(
         self,
         tokens: Tensor,
         positions: Tensor,
         slots: Tensor,
-        visible: Tensor | None,
+        visible: Tensor,
         keys: list[Tensor],
         values: list[Tensor],
     ) -> Tensor:
@@ -47,32 +55,30 @@ class CompiledStep:
             tokens: Ids ``[batch, new]``.
             positions: Their positions ``[batch, new]``.
             slots: Where they are stored ``[batch, new]``.
-            visible: Which slots each sees ``[batch, new, capacity]``; None: up to its position.
+            visible: Which slots each sees ``[batch, new, capacity]``.
             keys: One tensor a layer ``[batch, heads, capacity, head_dim]``.
             values: The same.
         """
-        # Each number of rows and kind of step is a graph of its own; eight are not always enough.
+        # Each shape is a graph of its own; eight are not always enough.
         with torch._dynamo.config.patch(recompile_limit=64):
-            return self._compiled(tokens, positions, slots, visible, keys, values).clone()
+            logits = self._compiled(tokens, positions, slots, visible, keys, values)
+        # The next replay of a CUDA graph writes to the same memory.
+        return logits.clone() if logits.is_cuda else logits
 
     def _forward(
         self,
         tokens: Tensor,
         positions: Tensor,
         slots: Tensor,
-        visible: Tensor | None,
+        visible: Tensor,
         keys: list[Tensor],
         values: list[Tensor],
     ) -> Tensor:
-        capacity = keys[0].shape[2]
-        if visible is None:
-            places = torch.arange(capacity, device=tokens.device)
-            visible = places <= positions.unsqueeze(-1)
         pairs = zip(keys, values, strict=True)
         layers = [_StaticLayer(key, value, slots) for key, value in pairs]
         return self.model(
             input_ids=tokens,
-            attention_mask=self._plan.build(positions, capacity, visible=visible),
+            attention_mask=self._plan.build(positions, keys[0].shape[2], visible=visible),
             position_ids=positions,
             past_key_values=Cache(layers=layers),
             use_cache=True,

@@ -1,6 +1,6 @@
 """One model's caches, one for each call of generate."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
@@ -18,7 +18,8 @@ class CacheOpener:
         model: A causal or encoder-decoder model.
         kind: How it should roll back.
         role: What errors call the model.
-        compile: Whether to compile its steps, on first use; all caches share the graphs.
+        compiled: For which numbers of tokens to compile its steps, on first use; all caches share
+            the graphs.
 
     Raises:
         TypeError: If the model cannot be driven so; see :func:`decoding_cache`.
@@ -26,16 +27,16 @@ class CacheOpener:
     """
 
     def __init__(
-        self, model: nn.Module, kind: CacheKind, *, role: str, compile: bool = False
+        self, model: nn.Module, kind: CacheKind, *, role: str, compiled: Collection[int] = ()
     ) -> None:
         self.model = model
         self.cache_type = decoding_cache(model, kind, role=role)
-        if compile and self.cache_type is not SlotCache:
+        if compiled and self.cache_type is not SlotCache:
             raise ValueError(
                 f"compile=True needs a causal model and cache='slots'; the {role} uses "
                 f"{self.cache_type.__name__}."
             )
-        self._step = CompiledStep(model) if compile else None
+        self._step = CompiledStep(model, compiled) if compiled else None
 
     def open(self, capacity: int, source: Mapping[str, Tensor]) -> DecodingCache:
         """Return an empty cache.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from selftrain.decoding.cache.compiled import CAPACITY_STEP, MAX_TOKENS, CompiledStep
+from selftrain.decoding.cache.compiled import CAPACITY_STEP, CompiledStep
 from selftrain.decoding.cache.masks import MaskPlan
 
 
@@ -96,6 +96,7 @@ class SlotCache:
         self._cache = Cache(layers=list(self._layers))
         self._last_logits = _last_logits_argument(model)
         self.device = next(model.parameters()).device
+        self._places = torch.arange(capacity, device=self.device)
 
     def forward(
         self,
@@ -123,9 +124,9 @@ class SlotCache:
         Returns:
             Logits ``[batch, new, vocab]`` in the model's dtype.
         """
-        if self._step is not None and tokens.shape[1] <= MAX_TOKENS and self._stored():
-            where = positions if slots is None else slots
-            logits = self._compiled(self._step, tokens, positions, where, visible)
+        step = self._step
+        if step is not None and tokens.shape[1] in step.num_tokens and self._stored():
+            logits = self._compiled(step, tokens, positions, slots, visible)
             return logits[:, -1:] if last_only else logits
         self._write.slots, self._write.extent = positions if slots is None else slots, extent
         self._write.before = extent - tokens.shape[1]
@@ -149,13 +150,16 @@ class SlotCache:
         step: CompiledStep,
         tokens: Tensor,
         positions: Tensor,
-        slots: Tensor,
+        slots: Tensor | None,
         visible: Tensor | None,
     ) -> Tensor:
-        if visible is not None:  # all slots are shown
+        if visible is None:
+            visible = self._places <= positions.unsqueeze(-1)
+        else:  # all slots are shown
             visible = nn.functional.pad(visible, (0, self.capacity - visible.shape[-1]))
         keys, values = [x.keys for x in self._layers], [x.values for x in self._layers]
-        return step(tokens, positions, slots, visible, keys, values)
+        where = positions if slots is None else slots
+        return step(tokens, positions, where, visible, keys, values)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Store the keys and values of ``prompts``, one row each; empty prompts are allowed."""

@@ -37,7 +37,7 @@ class ModelDrafter:
         compile: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self._caches = CacheOpener(model, cache, role="draft", compile=compile)
+        self._caches = CacheOpener(model, cache, role="draft", compiled=(1, 2) if compile else ())
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
