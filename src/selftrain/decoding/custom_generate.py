@@ -34,8 +34,7 @@ def as_custom_generate(decoder: "SpeculativeDecoder") -> Callable[..., Any]:
         stopping_criteria: Sequence[Any] | None = None,
         generation_config: GenerationConfig | None = None,
         streamer: BaseStreamer | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Any,  # a name for attention_mask here would have transformers pass it twice
     ) -> Tensor | GenerateDecoderOnlyOutput:
         if model is not decoder.target:
             raise ValueError(
@@ -46,7 +45,7 @@ def as_custom_generate(decoder: "SpeculativeDecoder") -> Callable[..., Any]:
         processors, params = _laws(config, list(logits_processor or ()))
         output = decoder._decode(  # the streamer has been given the prompt already
             input_ids,
-            attention_mask=attention_mask,
+            attention_mask=kwargs.get("attention_mask"),
             params=SamplingParams(
                 max_new_tokens=config.max_length - input_ids.shape[1],
                 stop=_stop_strings(list(stopping_criteria or ())),
