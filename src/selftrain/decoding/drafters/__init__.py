@@ -1,6 +1,8 @@
 """What proposes tokens for the target to verify."""
 
+from selftrain.decoding.drafters.layers import LayerDrafter, first_layers
 from selftrain.decoding.drafters.model import ModelDrafter
+from selftrain.decoding.drafters.ngram import NGramDrafter
 from selftrain.decoding.drafters.protocol import (
     Draft,
     Drafter,
@@ -9,5 +11,18 @@ from selftrain.decoding.drafters.protocol import (
     Rows,
     Setting,
 )
+from selftrain.decoding.drafters.vocabulary import VocabularyDrafter
 
-__all__ = ["Draft", "DraftSession", "Drafter", "ModelDrafter", "Pick", "Rows", "Setting"]
+__all__ = [
+    "Draft",
+    "DraftSession",
+    "Drafter",
+    "LayerDrafter",
+    "ModelDrafter",
+    "NGramDrafter",
+    "Pick",
+    "Rows",
+    "Setting",
+    "VocabularyDrafter",
+    "first_layers",
+]
