@@ -35,6 +35,11 @@ _GROUPED = {
     "head_dim": 16,
 }
 _WINDOWED = {**_GROUPED, "sliding_window": 4}
+_GEMMA2 = {
+    **_WINDOWED,
+    "query_pre_attn_scalar": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 _SEQ2SEQ = {
     "d_model": 32,
     "encoder_layers": 3,
@@ -61,8 +66,20 @@ _T5 = {
 ARCHITECTURES |= {
     "Bart": _SEQ2SEQ,
     "Falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
-    "Gemma2": {**_WINDOWED, "query_pre_attn_scalar": 16},
+    "Gemma2": _GEMMA2,
     "Gemma3": {**_WINDOWED, "layer_types": ["sliding_attention", "full_attention"]},
+    "Gemma3n": {
+        **_WINDOWED,
+        "num_hidden_layers": 4,
+        "intermediate_size": [48] * 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 64,
+        "laurel_rank": 4,
+        "altup_num_inputs": 2,
+    },
     "GPTNeo": {
         "hidden_size": 32,
         "num_layers": 2,
@@ -81,15 +98,17 @@ ARCHITECTURES |= {
     "Phi3": _WINDOWED,
     "Qwen3": _GROUPED,
     "T5": _T5,
+    "T5Gemma": {side: {"vocab_size": 64, **IDS, **_GEMMA2} for side in ("encoder", "decoder")},
     "UMT5": _T5,
 }
-CONFIGS = {"Gemma3": "Gemma3TextConfig", "Llama4": "Llama4TextConfig"}
+CONFIGS = {k: f"{k}TextConfig" for k in ("Gemma3", "Gemma3n", "Llama4")}
 MODELS = {
     "Bart": "BartForConditionalGeneration",
     "GPT2": "GPT2LMHeadModel",
     "Marian": "MarianMTModel",
     "OpenAIGPT": "OpenAIGPTLMHeadModel",
     "T5": "T5ForConditionalGeneration",
+    "T5Gemma": "T5GemmaForConditionalGeneration",
     "UMT5": "UMT5ForConditionalGeneration",
 }
 

@@ -110,6 +110,34 @@ def test_curves_that_cannot_be_drawn_are_refused(curves, smoothing, message):
         plots.loss_curves(curves, ylabel="y", smoothing=smoothing)
 
 
+# Frontiers ----------------------------------------------------------------------------------------
+
+
+def test_a_frontier_shows_every_setting_the_baselines_dashed_and_where_all_start():
+    curves = {"a": ([0.1, 0.2], [3.0, 4.0]), "plain": ([0.1], [2.0])}
+    ax = plots.frontier(
+        curves, xlabel="cost", ylabel="gain", baselines=["plain"], start=("lossless", 0.0, 2.5)
+    )
+    drawn = [line.get_xydata().tolist() for line in ax.lines]
+    assert drawn == [[[0.1, 3], [0.2, 4]], [[0.1, 2]], [[0, 2.5]]]
+    assert [line.is_dashed() for line in ax.lines[:2]] == [False, True]
+    assert _legend(ax) == ["a", "plain", "lossless"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("cost", "gain")
+
+
+@pytest.mark.parametrize(
+    ("curves", "message"),
+    [
+        ({}, "curves is empty"),
+        ({"a": ([1], [1.0, 2.0])}, r"curves\['a'\] must have one value per cost \(1\), got 2"),
+        ({"a": ([1], [1.0])}, "baselines must be one of 'a'; got 'plain'"),
+    ],
+)
+def test_a_frontier_that_cannot_be_drawn_is_refused(curves, message):
+    with pytest.raises(ValueError, match=message):
+        plots.frontier(curves, xlabel="x", ylabel="y", baselines=["plain"])
+
+
 # Bars ---------------------------------------------------------------------------------------------
 
 

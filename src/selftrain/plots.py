@@ -6,7 +6,7 @@ Pass ``ax`` to draw into axes of your own, and :func:`save_figure` to write a PN
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from selftrain._core.checks import check_int, check_not_empty, check_range
+from selftrain._core.checks import check_choice, check_int, check_not_empty, check_range
 from selftrain._core.io import write_bytes
 from selftrain._core.trace import LEGEND, TokenStatus, check_trace, rows_of, visible
 
@@ -114,6 +114,55 @@ def loss_curves(
     ax.margins(x=0.02)
     if len(curves) > 1:
         _legend(ax, list(curves))
+    return ax
+
+
+def frontier(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    baselines: Collection[str] = (),
+    start: tuple[str, float, float] | None = None,
+    title: str = "",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw what is paid and what is gained, one marked line for the settings of each method.
+
+    Args:
+        curves: For each method, the costs and the gains of its settings, in order.
+        xlabel: Name and unit of the costs.
+        ylabel: Name and unit of the gains.
+        baselines: Methods to draw dashed and grey, as what the others are held against.
+        start: Label, cost and gain of the point that all methods start from.
+        title: A heading, or nothing.
+        ax: Axes to draw into; new ones by default.
+
+    Raises:
+        ValueError: If there is no curve, a curve's costs and gains differ in number, or a baseline
+            is no curve.
+    """
+    check_not_empty("curves", curves)
+    for label, (costs, gains) in curves.items():
+        _check_length(f"curves[{label!r}]", gains, len(costs), "cost")
+    for label in baselines:
+        check_choice("baselines", label, curves)
+    ax = _styled(ax, ylabel=ylabel, title=title)
+    ax.set_xlabel(xlabel, color=_INK)
+    ax.grid(axis="x", color=_GRID, linewidth=0.8)
+    colors, markers, greys = cycle(COLORS[:5]), cycle("osD^v"), cycle("xP+*")
+    for label, (costs, gains) in curves.items():
+        style = {"color": next(colors), "marker": next(markers), "zorder": 3}
+        if label in baselines:
+            style = {"color": _FAINT, "marker": next(greys), "linestyle": (0, (4, 3))}
+        ax.plot(costs, gains, label=label, linewidth=1.5, markersize=5, **style)
+    shown = list(curves)
+    if start is not None:
+        label, cost, gain = start
+        style = {"marker": "*", "markersize": 13, "markeredgecolor": "white", "linestyle": "none"}
+        ax.plot([cost], [gain], color=_INK, label=label, zorder=4, **style)
+        shown.append(label)
+    _legend(ax, shown)
     return ax
 
 

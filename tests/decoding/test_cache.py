@@ -15,6 +15,7 @@ CAUSAL = [
     ("mistral", "sdpa"),
     ("phi3", "sdpa"),
     ("gemma3", "sdpa"),
+    ("gemma3n", "sdpa"),
     ("gpt2", "eager"),
     ("gpt_neox", "eager"),
     ("mistral", "eager"),
@@ -23,7 +24,7 @@ CAUSAL = [
 ]
 FULL = [case for case in CAUSAL if case[0] in ("gpt2", "opt", "llama", "gpt_neox")]
 SEQ2SEQ = [("t5", a) for a in ("sdpa", "eager")] + [("t5v1.1", "sdpa"), ("bart", "sdpa")]
-SEQ2SEQ += [("bart", "eager"), ("marian", "sdpa")]
+SEQ2SEQ += [("bart", "eager"), ("marian", "sdpa"), ("t5gemma", "eager")]
 T5_1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 
@@ -156,7 +157,9 @@ def test_the_last_two_tokens_can_be_fed_again_even_where_a_row_has_one(
         for i, n in enumerate(lengths.tolist()):
             case.check(logits[i], i, case.rows[i, :n])
         drafted = case.rows.gather(1, lengths.unsqueeze(1)) ^ 1  # rejected in the next round
-        cache.forward(drafted, lengths.unsqueeze(1), extent=int(lengths.max()) + 1)
+        logits = cache.forward(drafted, lengths.unsqueeze(1), extent=int(lengths.max()) + 1)
+        for i, n in enumerate(lengths.tolist()):
+            case.check(logits[i], i, torch.cat([case.rows[i, :n], drafted[i]]))
 
 
 @pytest.mark.parametrize(

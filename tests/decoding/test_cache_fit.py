@@ -21,7 +21,7 @@ from selftrain.decoding.cache import (
 )
 
 SLOTS = ["gpt2", "opt", "qwen3", "gptneox", "falcon", "mpt"]
-WINDOWS = ["mistral", "mixtral", "phi3", "gemma3"]
+WINDOWS = ["mistral", "mixtral", "phi3", "gemma3", "gemma3n"]
 
 
 @pytest.mark.parametrize("name", [*SLOTS, *WINDOWS])
@@ -39,7 +39,7 @@ def test_half_precision_is_not_taken_for_a_model_that_ignores_positions(make_mod
     decoding_cache(make_model(name).to(dtype))
 
 
-@pytest.mark.parametrize("name", ["t5", "bart", "marian"])
+@pytest.mark.parametrize("name", ["t5", "bart", "marian", "t5gemma"])
 def test_encoder_decoder_models_use_slots_of_their_own(make_model, name):
     model = make_model(name)
     assert decoding_cache(model) is Seq2SeqCache

@@ -8,6 +8,7 @@ from selftrain.ops import (
     LeviathanLenience,
     MixtureLenience,
     TypicalAcceptance,
+    output_law,
     verify_block,
     verify_greedy,
     verify_lenient,
@@ -137,6 +138,8 @@ def test_reported_acceptance_and_distortion_are_those_of_the_law(rule):
     torch.testing.assert_close(verdict.overlap.squeeze(1), accepted, atol=1e-12, rtol=0)
     distance = total_variation(law, p)
     torch.testing.assert_close(verdict.distortion.squeeze(1), distance, atol=1e-12, rtol=0)
+    stated = output_law(p.log(), q.log(), lenience=rule)
+    torch.testing.assert_close(stated, law, atol=1e-12, rtol=0)
     # No rule accepts more than its distortion allows.
     assert (distance >= accepted - (1 - total_variation(p, q)) - 1e-12).all()
 

@@ -21,6 +21,8 @@ from selftrain.decoding.processing import Processor, process
 from selftrain.decoding.rules import Judgement, Rule
 from selftrain.decoding.stopping import StopScan
 from selftrain.decoding.streaming import RowStream
+from selftrain.decoding.tree import TreeSteps
+from selftrain.ops.tree import TreeVerdict
 
 _NAN = (
     "the target's logits are NaN, +inf or all -inf; check its weights and dtype "
@@ -31,13 +33,17 @@ _NAN = (
 class BlockCounts:
     """What the host knows of a block, row by row."""
 
-    def __init__(self, rows: list[int], outcome: list[list[int]], verdict: Judgement) -> None:
+    def __init__(
+        self, rows: list[int], outcome: list[list[int]], verdict: Judgement | TreeVerdict
+    ) -> None:
         self.rows = rows
         self.accepted = [o[0] for o in outcome]
         self.next_tokens = [o[1] for o in outcome]
         self.drafted = [[t for t in o[2:] if t >= 0] for o in outcome]
         # A row tests its proposals up to the first that falls.
         self.tested = [min(a + 1, len(d)) for a, d in zip(self.accepted, self.drafted, strict=True)]
+        self.num_drafted = sum(map(len, self.drafted))
+        self._total_overlap: float | None = None
         self._overlap, self._distortion = verdict.overlap, getattr(verdict, "distortion", None)
 
     def emitted(self) -> list[list[int]]:
@@ -45,8 +51,16 @@ class BlockCounts:
         rows = zip(self.drafted, self.accepted, self.next_tokens, strict=True)
         return [[*drafted[:accepted], token] for drafted, accepted, token in rows]
 
+    def count_nodes(self, num_proposed: Tensor, verdict: TreeVerdict) -> None:
+        """Count a whole tree, of which ``drafted`` is only the path that stands."""
+        self.tested = verdict.tested.sum(1).tolist()
+        self.num_drafted = int(num_proposed.sum())
+        self._total_overlap = float(verdict.overlap.sum())
+
     def overlap(self) -> float:
         """Return the sum of acceptance probabilities over what was tested."""
+        if self._total_overlap is not None:
+            return self._total_overlap
         return sum(self._visited(self._overlap))
 
     def distortion(self) -> list[float]:
@@ -67,7 +81,7 @@ class Run:
 
     Args:
         target: The target with every prompt but for its last token in its cache.
-        session: The drafter at work; None where nothing is ever drafted.
+        session: The drafter at work, of chains or of trees; None where nothing is ever drafted.
         prompts: The rows.
         max_new_tokens: Most tokens that a row may gain.
         device: Where the models lie.
@@ -82,7 +96,7 @@ class Run:
     def __init__(
         self,
         target: DecodingCache,
-        session: DraftSession | None,
+        session: DraftSession | TreeSteps | None,
         *,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
@@ -107,7 +121,10 @@ class Run:
         self.lengths = torch.tensor([len(p) for p in prompts], device=device)
         self.limits = self.lengths + max_new_tokens
         self.slots = torch.arange(pacer.max_draft_tokens + 1, device=device)
-        self.noise = Noise(torch.tensor(seeds, device=device), pacer.max_draft_tokens + 1)
+        block_size = pacer.max_draft_tokens
+        if isinstance(session, TreeSteps):
+            block_size = session.num_nodes(block_size)
+        self.noise = Noise(torch.tensor(seeds, device=device), block_size + 1)
         self.counts: list[BlockCounts] = []
 
     def block(self) -> None:
@@ -116,6 +133,38 @@ class Run:
         lengths = [len(self.prompts[r]) + len(self.new[r]) for r in self.active]
         rooms = [self.budget - len(self.new[r]) for r in self.active]  # at least 1
         num_drafted = min(self.pacer.next(), max(rooms) - 1)
+        if num_drafted and isinstance(self.session, TreeSteps):
+            counts = self._tree(self.session, lengths, num_drafted)
+        else:
+            num_drafted, counts = self._chain(lengths, rooms, num_drafted)
+        self.counts.append(counts)
+        self._retire(counts)
+        self.pacer.observe(
+            num_drafted,
+            time.perf_counter() - began,
+            num_rows=len(counts.rows),
+            num_emitted=sum(counts.accepted) + len(counts.rows),
+            num_tested=sum(counts.tested),
+            overlap=counts.overlap(),
+        )
+
+    def _tree(self, steps: TreeSteps, lengths: list[int], depth: int) -> BlockCounts:
+        """Draft a tree, verify and commit."""
+        outcome = steps.block(
+            Rows(self.tokens, self.lengths, self.limits - 1, tuple(lengths)),
+            depth=depth,
+            noise=self.noise.at(lengths, steps.num_nodes(depth) + 1),
+            process=self._process_nodes if self.processors else None,
+        )
+        self._append(outcome.draft, self.slots[: depth + 1], outcome.verdict)
+        counts = self._read(outcome.draft, outcome.verdict)
+        counts.count_nodes(outcome.num_proposed, outcome.verdict)
+        return counts
+
+    def _chain(
+        self, lengths: list[int], rooms: list[int], num_drafted: int
+    ) -> tuple[int, BlockCounts]:
+        """Draft a chain, verify and commit; return how much was drafted, and what came of it."""
         noise = self.noise.at(lengths, num_drafted + 1)
         draft = self._propose(lengths, num_drafted, noise)
         if draft.tokens.shape[1] < num_drafted:
@@ -129,20 +178,10 @@ class Run:
         logits = self._score(draft, slots, max(lengths) + num_drafted, tight)
         verdict = self.rule.judge(logits, draft, noise)
         self._append(draft, slots, verdict)
-        counts = self._read(draft, verdict)
-        self.counts.append(counts)
-        self._retire(counts)
-        self.pacer.observe(
-            num_drafted,
-            time.perf_counter() - began,
-            num_rows=len(counts.rows),
-            num_emitted=sum(counts.accepted) + len(counts.rows),
-            num_tested=sum(counts.tested),
-            overlap=counts.overlap(),
-        )
+        return num_drafted, self._read(draft, verdict)
 
     def _propose(self, lengths: list[int], num_drafted: int, noise: BlockNoise) -> Draft:
-        if num_drafted == 0 or self.session is None:
+        if num_drafted == 0 or self.session is None or isinstance(self.session, TreeSteps):
             return Draft(self.tokens.new_zeros(len(self.active), 0), None)
         drawn: list[Tensor] = []
 
@@ -175,7 +214,19 @@ class Run:
         ]
         return process(self.processors, logits, prefixes)
 
-    def _append(self, draft: Draft, slots: Tensor, verdict: Judgement) -> None:
+    def _process_nodes(
+        self, logits: Tensor, tokens: Tensor, paths: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Apply the processors to places of a tree, each with the nodes on its own path."""
+        prefixes = [
+            [*self.prompts[r], *self.new[r], *(nodes[i] for i in path)]
+            for r, nodes in zip(self.active, tokens.tolist(), strict=True)
+            for path in paths
+        ]
+        scores = process(self.processors, logits.flatten(0, 1).unsqueeze(1), prefixes)
+        return scores.view(*logits.shape[:2], -1)
+
+    def _append(self, draft: Draft, slots: Tensor, verdict: Judgement | TreeVerdict) -> None:
         """Write what stands and the next token behind each row."""
         accepted = verdict.num_accepted.unsqueeze(1)
         block = torch.nn.functional.pad(draft.tokens, (0, 1)).scatter(
@@ -185,7 +236,7 @@ class Run:
         self.tokens.scatter_(1, self.lengths.unsqueeze(1) + slots, block.clamp(min=0))
         self.lengths = self.lengths + verdict.num_accepted + 1
 
-    def _read(self, draft: Draft, verdict: Judgement) -> BlockCounts:
+    def _read(self, draft: Draft, verdict: Judgement | TreeVerdict) -> BlockCounts:
         """Bring the outcome to the host: the one wait of a block."""
         ends = torch.stack([verdict.num_accepted, verdict.next_tokens], dim=1)
         counts = BlockCounts(self.active, torch.cat([ends, draft.tokens], 1).tolist(), verdict)
@@ -224,7 +275,7 @@ class Run:
                 distortion[row] += amount
         return SpeculativeStats(
             num_target_calls=sum(len(b.rows) for b in self.counts),
-            num_drafted=sum(len(d) for b in self.counts for d in b.drafted),
+            num_drafted=sum(b.num_drafted for b in self.counts),
             num_tested=sum(sum(b.tested) for b in self.counts),
             num_accepted=sum(sum(b.accepted) for b in self.counts),
             total_overlap=sum(b.overlap() for b in self.counts),

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from selftrain._core.checks import check_choice, check_int
-from selftrain.decoding.cache import CacheKind, decoding_cache, is_encoder_decoder
+from selftrain.decoding.cache import CacheKind, CacheOpener, is_encoder_decoder
 from selftrain.decoding.custom_generate import as_custom_generate
-from selftrain.decoding.drafters import Drafter, ModelDrafter, Setting
+from selftrain.decoding.drafters import Drafter, DraftSession, ModelDrafter, Setting
+from selftrain.decoding.drafters.tree import TreeDrafter
 from selftrain.decoding.engine import Run
 from selftrain.decoding.outcome import SpeculativeOutput
 from selftrain.decoding.pacing import AutoPacer, FixedPacer
@@ -21,6 +22,7 @@ from selftrain.decoding.rules import Verifier, check_lenience, rule_for
 from selftrain.decoding.sampler import check_room, row_seeds_of
 from selftrain.decoding.stopping import Stopping, StopScan, resolve_eos
 from selftrain.decoding.streaming import RowStream, Sink, sink_of
+from selftrain.decoding.tree import TreeSteps, tree_rule_for
 from selftrain.nn.modes import training_mode
 from selftrain.ops.lenience import LenienceRule
 
@@ -50,6 +52,9 @@ class SpeculativeDecoder:
             law: the statistics then say ``lossless=False`` and bound the distance.
         cache: "slots" keeps each token of a row at its own place, so that rolling back costs
             nothing; "dynamic" is for models that refuse it, and slower.
+        compile: Compile the models' steps with ``torch.compile``, on first use and for a minute or
+            more; this decoder keeps them. The weights must not change afterwards. On a CPU it needs
+            a C++ compiler, on a GPU it records CUDA graphs.
 
     Raises:
         TypeError: If a model cannot be driven through slots; the message says why.
@@ -65,23 +70,27 @@ class SpeculativeDecoder:
     def __init__(
         self,
         target: PreTrainedModel,
-        draft: PreTrainedModel | Drafter,
+        draft: PreTrainedModel | Drafter | TreeDrafter,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         num_draft_tokens: int | Literal["auto"] = 5,
         verifier: Verifier | None = None,
         lenience: LenienceRule | None = None,
         cache: CacheKind = "slots",
+        compile: bool = False,
     ) -> None:
         if num_draft_tokens != "auto":
             check_int("num_draft_tokens", num_draft_tokens, low=0)
         check_choice("verifier", verifier, (None, "token", "block", "coupled"))
         check_lenience(verifier, lenience)
-        self._cache_type = decoding_cache(target, cache, role="target")
+        self._caches = CacheOpener(target, cache, role="target", compile=compile)
         if isinstance(draft, torch.nn.Module):
-            draft = ModelDrafter(draft, tokenizer=tokenizer, cache=cache)
-        self.drafter: Drafter = draft
+            draft = ModelDrafter(draft, tokenizer=tokenizer, cache=cache, compile=compile)
+        self.drafter: Drafter | TreeDrafter = draft
         self.drafter.check(target)
+        if isinstance(self.drafter, TreeDrafter):
+            depth = _check_tree(num_draft_tokens, verifier, lenience)
+            num_draft_tokens = min(depth, len(self.drafter.branching))
         self.target, self.tokenizer = target, tokenizer
         self.num_draft_tokens = num_draft_tokens
         self.verifier, self.lenience = verifier, lenience
@@ -193,16 +202,17 @@ class SpeculativeDecoder:
     ) -> Run:
         num = self.num_draft_tokens
         pacer = AutoPacer() if num == "auto" else FixedPacer(num)
+        most = pacer.max_draft_tokens
+        drafter = self.drafter
+        block_size = drafter.num_nodes(most) if isinstance(drafter, TreeDrafter) else most
         # One row may be about to end while another has room for a whole block.
-        capacity = max(map(len, prompts)) + params.max_new_tokens + pacer.max_draft_tokens
-        cache = self._cache_type(self.target, capacity=capacity, **source)
+        capacity = max(map(len, prompts)) + params.max_new_tokens + block_size
+        cache = self._caches.open(capacity, source)
         cache.prefill([p[:-1] for p in prompts])
         session = None
-        if pacer.max_draft_tokens:
+        if most:
             vocab_size = self.target.config.get_text_config(decoder=True).vocab_size
-            session = self.drafter.start(
-                Setting(prompts, capacity, params, cache, vocab_size, source)
-            )
+            session = self._start(Setting(prompts, capacity, params, cache, vocab_size, source))
         return Run(
             cache,
             session,
@@ -216,6 +226,12 @@ class SpeculativeDecoder:
             streams=[RowStream(row, sink, stopping) for row in range(len(prompts))] if sink else (),
             processors=processors,
         )
+
+    def _start(self, setting: Setting) -> DraftSession | TreeSteps:
+        if isinstance(self.drafter, TreeDrafter):
+            rule = tree_rule_for(setting.params, self.verifier, self.drafter.sampling)
+            return TreeSteps(self.drafter.start(setting), rule)
+        return self.drafter.start(setting)
 
     def _decoder_start(self) -> int:
         config = getattr(self.target, "generation_config", None)
@@ -232,6 +248,22 @@ class SpeculativeDecoder:
             *sorted(eos),
         ]
         return next((c for c in choices if c is not None), 0)
+
+
+def _check_tree(
+    num_draft_tokens: int | Literal["auto"],
+    verifier: Verifier | None,
+    lenience: LenienceRule | None,
+) -> int:
+    if num_draft_tokens == "auto":
+        raise ValueError("num_draft_tokens='auto' plans chains; with a TreeDrafter give the depth.")
+    if verifier == "block" or lenience is not None:
+        name = "verifier='block'" if verifier == "block" else "lenience"
+        raise ValueError(
+            f"{name} is a rule for chains; a TreeDrafter goes with verifier None, 'token' or "
+            "'coupled' and no lenience."
+        )
+    return num_draft_tokens
 
 
 def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:

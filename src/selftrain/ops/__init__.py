@@ -17,6 +17,7 @@ from selftrain.ops.lenience import (
     LeviathanLenience,
     MixtureLenience,
     TypicalAcceptance,
+    output_law,
     verify_lenient,
 )
 from selftrain.ops.masking import PaddedTokens, completion_mask, masked_mean, pad_sequences
@@ -51,6 +52,7 @@ __all__ = [
     "gumbel",
     "inverse_cdf",
     "masked_mean",
+    "output_law",
     "pad_sequences",
     "philox",
     "residual",

@@ -190,20 +190,44 @@ def verify_lenient(
     block = _drafted(target_logits, draft_logits, draft_tokens)
     if isinstance(lenience, MixtureLenience):
         return _mixture(block, lenience.weight, rule, accept_uniforms, emit_uniforms)
-    p, q = block.p[:, :-1], block.q
+    p, q, index = block.p[:, :-1], block.q, block.tokens.unsqueeze(-1)
     if q is None:
-        q = torch.zeros_like(p).scatter_(-1, block.tokens.unsqueeze(-1), 1.0)
-    if isinstance(lenience, TypicalAcceptance):
-        stands, accepted, residual = _typical(block, p, q, lenience)
-    else:
-        stands, accepted, residual = _lenient(block, p, q, lenience, accept_uniforms)
-    num_accepted = stands.cumprod(-1).sum(-1)
+        q = torch.zeros_like(p).scatter_(-1, index, 1.0)
+    accepted, residual = _masses(p, q, lenience)
+    chance = accepted.gather(-1, index).double() / q.gather(-1, index)
+    chance = chance.squeeze(-1).masked_fill(block.void, 0)
+    num_accepted = (accept_uniforms < chance).cumprod(-1).sum(-1)
+    excess = (_law(accepted, residual) - p).clamp_(min=0).sum(-1)
     return LenientVerdict(
         num_accepted,
         _next_tokens(block, residual, num_accepted, emit_uniforms),
         accepted.sum(-1).masked_fill(block.void, 0),
-        _distortion(p, accepted, residual).masked_fill(block.void, 0),
+        excess.masked_fill(block.void, 0),
     )
+
+
+def output_law(
+    target_logits: Float[Tensor, "*batch vocab"],
+    draft_logits: Float[Tensor, "*batch vocab"],
+    *,
+    lenience: LenienceRule,
+) -> Float[Tensor, "*batch vocab"]:
+    """Return the law of the output at a position where a token of the draft is tested.
+
+    Args:
+        target_logits: Warped logits of p.
+        draft_logits: Warped logits of q.
+        lenience: The rule.
+
+    Example:
+        >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.9, 0.1])
+        >>> output_law(p.log(), q.log(), lenience=MixtureLenience(weight=0.5))
+        tensor([0.7000, 0.3000])
+    """
+    p, q = _softmax(target_logits), _softmax(draft_logits)
+    if isinstance(lenience, MixtureLenience):
+        return torch.lerp(p, q, lenience.weight)
+    return _law(*_masses(p, q, lenience))
 
 
 def _mixture(
@@ -222,19 +246,22 @@ def _mixture(
     )
 
 
-def _lenient(
-    block: _Drafted,
-    p: Tensor,
-    q: Tensor,
-    lenience: Lenience | LeviathanLenience,
-    accept_uniforms: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return which tokens stand, the mass that is accepted for every token, and the residual."""
+def _masses(
+    p: Tensor, q: Tensor, lenience: Lenience | LeviathanLenience | TypicalAcceptance
+) -> tuple[Tensor, Tensor]:
+    """Return the mass of every token that is drafted and stands, and what a fall is replaced by."""
+    if isinstance(lenience, TypicalAcceptance):
+        best = torch.zeros_like(p).scatter_(-1, p.argmax(-1, keepdim=True), 1.0)
+        return q * (p > _threshold(p, lenience).unsqueeze(-1)), best
     discount = _discount(p, lenience)
-    stands = accept_uniforms < block.ratio / _discount(block.p_token.double(), lenience)
     usual = isinstance(lenience, Lenience) and lenience.residual == "p-q"
-    residual = _excess(p, q if usual else q * discount, None)
-    return stands, torch.minimum(q, p / discount), residual
+    return torch.minimum(q, p / discount), _excess(p, q if usual else q * discount, None)
+
+
+def _law(accepted: Tensor, residual: Tensor) -> Tensor:
+    refused = (1 - accepted.sum(-1, keepdim=True)).clamp(min=0)
+    tiny = torch.finfo(residual.dtype).tiny
+    return accepted + residual * (refused / residual.sum(-1, keepdim=True).clamp(min=tiny))
 
 
 def _discount(p: Tensor, lenience: Lenience | LeviathanLenience) -> Tensor | float:
@@ -250,16 +277,6 @@ def _discount(p: Tensor, lenience: Lenience | LeviathanLenience) -> Tensor | flo
             return p.pow(1 - lenience.epsilon).clamp(min=torch.finfo(p.dtype).tiny)
 
 
-def _typical(
-    block: _Drafted, p: Tensor, q: Tensor, lenience: TypicalAcceptance
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the same as :func:`_lenient`."""
-    threshold = _threshold(p, lenience)
-    stands = (block.p_token > threshold) & ~block.void
-    best = torch.zeros_like(p).scatter_(-1, p.argmax(-1, keepdim=True), 1.0)
-    return stands, q * (p > threshold.unsqueeze(-1)), best
-
-
 def _threshold(p: Tensor, lenience: TypicalAcceptance) -> Tensor:
     entropy = torch.special.entr(p).sum(-1)
     return (lenience.delta * (-entropy).exp()).clamp(max=lenience.epsilon)
@@ -271,14 +288,6 @@ def _next_tokens(
     num_drafted = block.void.shape[1]
     weights = _rows(residual, num_accepted.clamp(max=num_drafted - 1)) if num_drafted else None
     return _emit(block, num_accepted, emit_uniforms, _rows(block.p, num_accepted), weights)
-
-
-def _distortion(p: Tensor, accepted: Tensor, residual: Tensor) -> Tensor:
-    """Return TV(out, p) with out = accepted + (1 - its mass) residual / its mass."""
-    left = residual.sum(-1, keepdim=True)
-    refused = (1 - accepted.sum(-1, keepdim=True)).clamp(min=0)
-    out = accepted + residual * (refused / left.clamp(min=torch.finfo(p.dtype).tiny))
-    return (out - p).clamp_(min=0).sum(-1)
 
 
 def _greedy(

@@ -13,12 +13,14 @@ from selftrain.decoding.cache.fit import (
 )
 from selftrain.decoding.cache.holes import HoleyCache
 from selftrain.decoding.cache.masks import MaskPlan, slot_mask
+from selftrain.decoding.cache.opening import CacheOpener
 from selftrain.decoding.cache.padded import PaddedCache
 from selftrain.decoding.cache.seq2seq import Seq2SeqCache
 from selftrain.decoding.cache.slots import SlotCache
 
 __all__ = [
     "CacheKind",
+    "CacheOpener",
     "DecodingCache",
     "HoleyCache",
     "MaskPlan",

@@ -6,11 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import (
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from selftrain.decoding.cache.holes import HoleyCache
 from selftrain.decoding.cache.masks import attention_windows
@@ -27,6 +23,8 @@ DecodingCache = SlotCache | HoleyCache | Seq2SeqCache
 
 _PROBE_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}  # eager softmax is float32 upstream
 _PROBE_TOLERANCE_HALF = 0.1
+# A DummyLayer stands where a layer has no keys of its own: it looks at those of another.
+_DRIVEN = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
 
 
 def slot_obstacle(model: nn.Module) -> str | None:
@@ -158,8 +156,7 @@ def _cache_obstacle(model: Any) -> str | None:
     types = getattr(config, "layer_types", None) or ()
     if "chunked_attention" in types or getattr(config, "attention_chunk_size", None):
         return "its attention is chunked, which no mask over slots has been written for"
-    known = (DynamicLayer, DynamicSlidingWindowLayer)
-    other = sorted({type(x).__name__ for x in layers if type(x) not in known})
+    other = sorted({type(x).__name__ for x in layers} - _DRIVEN)
     if other:
         return f"its cache has layers of a kind ({', '.join(other)}) that cannot be driven by row"
     if "past_key_values" not in inspect.signature(model.forward).parameters:
@@ -187,8 +184,11 @@ def _attention_obstacle(config: Any) -> str | None:
 def _probe(model: nn.Module, cache_type: Any) -> str | None:
     """Say what goes wrong when ragged rows go through the cache piece by piece, or None."""
     weight = next(model.parameters())
-    vocab = model.config.get_text_config(decoder=True).vocab_size  # pyrefly: ignore
-    tokens = (torch.arange(12, device=weight.device).view(2, 6) * 7 + 1) % vocab
+    config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
+    tokens = torch.arange(12, device=weight.device).view(2, 6) * 7 + 1
+    tokens = tokens % config.vocab_size
+    # Without a cache, some models hide what looks like padding.
+    tokens = (tokens + (tokens == config.pad_token_id)) % config.vocab_size
     with training_mode(False, model):
         try:
             got, want = _trial(model, cache_type, tokens)

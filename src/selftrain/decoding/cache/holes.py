@@ -97,6 +97,8 @@ class HoleyCache:
         order = (places == _HOLE).long().argsort(dim=1, stable=True)[:, :width]
         index = order[:, None, :, None]
         for layer in self._cache.layers:
+            if layer.keys is None:  # it looks at another layer's
+                continue
             layer.keys, layer.values = (
                 x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3]))
                 for x in (layer.keys, layer.values)

@@ -7,8 +7,9 @@ T5's relative position bias with the attention mask, BART's absolute positions w
 """
 
 import copy
+import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from selftrain.decoding.cache.masks import Mask
 from selftrain.decoding.cache.slots import SlotCache
 
 
@@ -90,7 +92,7 @@ class _Decoder(nn.Module):
         self.config = model.get_decoder().config  # pyrefly: ignore
         self.encoded = encoded
         self.encoder_mask = _cross_mask(encoder_mask.bool(), encoded.dtype, self.config)
-        self._cross: Any = DynamicCache(config=self.config)
+        self._cross: Any = DynamicCache()  # without windows: all of the source is seen
         self._positions = _positions_of(model, capacity)
 
     def forward(
@@ -174,6 +176,19 @@ class _AbsolutePositions:
         return {"decoder_inputs_embeds": embedded, "decoder_attention_mask": mask}
 
 
+class _PositionIds:
+    """T5Gemma: the decoder takes positions as they are."""
+
+    zeros: ClassVar[dict[str, Tensor]] = {}
+
+    def inputs(self, tokens: Tensor, mask: Mask, positions: Tensor, cache: Cache) -> dict[str, Any]:
+        return {
+            "decoder_input_ids": tokens,
+            "decoder_attention_mask": mask,
+            "decoder_position_ids": positions,
+        }
+
+
 def _check_source(input_ids: Tensor, mask: Tensor) -> None:
     if mask.shape != input_ids.shape or input_ids.ndim != 2:
         raise ValueError(
@@ -195,7 +210,9 @@ def _cross_mask(mask: Tensor, dtype: torch.dtype, config: Any) -> Tensor | None:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
-def _positions_of(model: Any, capacity: int) -> _RelativeBias | _AbsolutePositions:
+def _positions_of(model: Any, capacity: int) -> _RelativeBias | _AbsolutePositions | _PositionIds:
+    if "decoder_position_ids" in inspect.signature(model.forward).parameters:
+        return _PositionIds()
     decoder = model.get_decoder()
     names = {module: name for name, module in model.named_modules()}
     biased = [m for m in decoder.modules() if getattr(m, "has_relative_attention_bias", False)]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from selftrain.decoding.cache.compiled import CAPACITY_STEP, MAX_TOKENS, CompiledStep
 from selftrain.decoding.cache.masks import MaskPlan
 
 
@@ -78,11 +79,16 @@ class SlotCache:
     Args:
         model: A model for which :func:`slot_obstacle` returns None.
         capacity: Most tokens that a row can hold.
+        step: The model's compiled forward, used for all but prompts.
     """
 
-    def __init__(self, model: nn.Module, *, capacity: int) -> None:
-        self.model = model
+    def __init__(
+        self, model: nn.Module, *, capacity: int, step: CompiledStep | None = None
+    ) -> None:
+        self.model, self._step = model, step
         self.capacity = capacity
+        if step is not None:
+            capacity = self.capacity = -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
         self._write = _Write()
         config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
         self._plan = MaskPlan(model)
@@ -117,6 +123,10 @@ class SlotCache:
         Returns:
             Logits ``[batch, new, vocab]`` in the model's dtype.
         """
+        if self._step is not None and tokens.shape[1] <= MAX_TOKENS and self._stored():
+            where = positions if slots is None else slots
+            logits = self._compiled(self._step, tokens, positions, where, visible)
+            return logits[:, -1:] if last_only else logits
         self._write.slots, self._write.extent = positions if slots is None else slots, extent
         self._write.before = extent - tokens.shape[1]
         self._write.rows = torch.arange(tokens.shape[0], device=tokens.device).unsqueeze(1)
@@ -130,6 +140,22 @@ class SlotCache:
             **keep,
         ).logits
         return logits[:, -1:] if last_only else logits
+
+    def _stored(self) -> bool:
+        return self._layers[-1].is_initialized
+
+    def _compiled(
+        self,
+        step: CompiledStep,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        visible: Tensor | None,
+    ) -> Tensor:
+        if visible is not None:  # all slots are shown
+            visible = nn.functional.pad(visible, (0, self.capacity - visible.shape[-1]))
+        keys, values = [x.keys for x in self._layers], [x.values for x in self._layers]
+        return step(tokens, positions, slots, visible, keys, values)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
         """Store the keys and values of ``prompts``, one row each; empty prompts are allowed."""
@@ -157,7 +183,7 @@ class SlotCache:
         What one of the two writes, the other reads. Rows are selected in this one, not in the view.
         """
         other = copy.copy(self)
-        other.model, other._plan = model, MaskPlan(model)
+        other.model, other._plan, other._step = model, MaskPlan(model), None
         config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
         other._layers = self._layers[: config.num_hidden_layers]
         other._cache = Cache(layers=list(other._layers))

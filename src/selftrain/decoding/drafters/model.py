@@ -4,7 +4,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from selftrain.decoding.cache import CacheKind, DecodingCache, decoding_cache, is_encoder_decoder
+from selftrain.decoding.cache import (
+    CacheKind,
+    CacheOpener,
+    DecodingCache,
+    is_encoder_decoder,
+)
 from selftrain.decoding.drafters.protocol import Draft, Pick, Rows, Setting
 from selftrain.decoding.sampler import check_room
 
@@ -17,6 +22,7 @@ class ModelDrafter:
             then reads the same input.
         tokenizer: Needed where the models' numbers of logits differ by padding.
         cache: How its cache rolls back; see :class:`selftrain.SpeculativeDecoder`.
+        compile: Whether its steps are compiled; see there too.
 
     Raises:
         TypeError: If the model cannot be driven through such a cache; the message says why.
@@ -28,9 +34,10 @@ class ModelDrafter:
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         cache: CacheKind = "slots",
+        compile: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self._cache_type = decoding_cache(model, cache, role="draft")
+        self._caches = CacheOpener(model, cache, role="draft", compile=compile)
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -62,7 +69,7 @@ class ModelDrafter:
     def start(self, setting: Setting) -> "ModelSession":
         """Begin one call of ``generate``."""
         check_room(setting.prompts, setting.params.max_new_tokens, self.model, "draft")
-        cache = self._cache_type(self.model, capacity=setting.capacity, **setting.source)
+        cache = self._caches.open(setting.capacity, setting.source)
         return ModelSession(cache, num_logits(self.model), setting.vocab_size)
 
 
