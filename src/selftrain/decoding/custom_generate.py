@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, RepetitionPenaltyLogitsProcessor
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 
 from selftrain.decoding.params import SamplingParams
-from selftrain.decoding.processing import WARPERS, Processor
+from selftrain.decoding.processing import WARPERS, Processor, check_stateless
 
 if TYPE_CHECKING:
     from selftrain.decoding.speculative import SpeculativeDecoder
@@ -42,10 +42,12 @@ def as_custom_generate(decoder: "SpeculativeDecoder") -> Callable[..., Any]:
             )
         config = generation_config or model.generation_config
         _check(config, kwargs)
-        processors, params = _laws(config, list(logits_processor or ()))
+        mask = kwargs.get("attention_mask")
+        given = [_for_single_rows(p, mask) for p in logits_processor or ()]
+        processors, params = _laws(config, given)
         output = decoder._decode(  # the streamer has been given the prompt already
             input_ids,
-            attention_mask=kwargs.get("attention_mask"),
+            attention_mask=mask,
             params=SamplingParams(
                 max_new_tokens=config.max_length - input_ids.shape[1],
                 stop=_stop_strings(list(stopping_criteria or ())),
@@ -75,6 +77,21 @@ def _check(config: GenerationConfig, kwargs: dict[str, Any]) -> None:
     cache = kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise ValueError("past_key_values holds tokens already; pass the whole prompt instead.")
+
+
+def _for_single_rows(processor: Processor, mask: Tensor | None) -> Processor:
+    """Return the processor as it is for a row by itself, without padding."""
+    check_stateless(processor)
+    ignored = getattr(processor, "prompt_ignore_length", None)
+    if not isinstance(ignored, Tensor):
+        return processor
+    # What generate itself passes is the padding before each row.
+    if mask is None or not torch.equal(ignored.cpu(), (mask != 0).int().argmax(1).cpu()):
+        raise ValueError(
+            f"a {type(processor).__name__} has a prompt_ignore_length for each row; rows are "
+            "processed one by one, so pass one integer."
+        )
+    return RepetitionPenaltyLogitsProcessor(processor.penalty)  # pyrefly: ignore
 
 
 def _laws(

@@ -30,18 +30,24 @@ def check_processors(
         name = type(processor).__name__
         if not callable(processor):
             raise TypeError(f"logits_processor holds a {name}, which is not callable.")
-        if name in _STATEFUL:
-            raise ValueError(
-                f"logits_processor holds a {name}, which keeps state from token to token; in a "
-                "block several tokens are scored at once and some are taken back. Use plain "
-                "decoding for it."
-            )
+        check_stateless(processor)
         if name in WARPERS:
             raise ValueError(
                 f"logits_processor holds a {name}; say it in SamplingParams instead "
                 "(temperature, top_k, top_p, min_p), which apply after all processors."
             )
     return tuple(processors or ())
+
+
+def check_stateless(processor: Processor) -> None:
+    """Raise ``ValueError`` if a processor keeps state between calls."""
+    name = type(processor).__name__
+    if name in _STATEFUL:
+        raise ValueError(
+            f"logits_processor holds a {name}, which keeps state from token to token; in a "
+            "block several tokens are scored at once and some are taken back. Use plain "
+            "decoding for it."
+        )
 
 
 def process(

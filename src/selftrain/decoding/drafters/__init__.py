@@ -11,6 +11,7 @@ from selftrain.decoding.drafters.protocol import (
     Rows,
     Setting,
 )
+from selftrain.decoding.drafters.tree import TreeDrafter
 from selftrain.decoding.drafters.vocabulary import VocabularyDrafter
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Pick",
     "Rows",
     "Setting",
+    "TreeDrafter",
     "VocabularyDrafter",
     "first_layers",
 ]
