@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selftrain.decoding.planner import (
+from selftrain.decoding.cost_model import (
     expected_tokens,
     mbsu,
     optimal_num_draft_tokens,

@@ -3,7 +3,7 @@
 import statistics
 from typing import Protocol
 
-from selftrain.decoding.planner import expected_tokens
+from selftrain.decoding.cost_model import expected_tokens
 
 _MOST = 16  # draft tokens; beyond it gains need acceptance above 0.95
 _PLAIN_FIRST = 3  # blocks without draft, to know what plain decoding costs

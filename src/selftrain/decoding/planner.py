@@ -1,8 +1,4 @@
-"""The cost model of speculative decoding: expected tokens, speed-up, best number of draft tokens.
-
-Source: Leviathan et al., arXiv 2211.17192, theorem 3.8 and section 3; block efficiency and
-memory-bound speed-up (MBSU) as reported by DistillSpec, arXiv 2310.08461.
-"""
+"""What the parts of a block cost on these models and this machine, and what to expect of them."""
 
 import statistics
 import time
@@ -13,103 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from selftrain._core.checks import check_int, check_range
+from selftrain._core.checks import check_int, check_not_empty
 from selftrain.decoding.cache import SlotCache
+from selftrain.decoding.cost_model import expected_tokens
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.sampler import draw, warp
+from selftrain.decoding.speculative import SpeculativeDecoder
 from selftrain.nn.modes import training_mode
-from selftrain.ops.verify import verify_greedy, verify_tokens
-
-
-def expected_tokens(acceptance: float, num_draft_tokens: int) -> float:
-    r"""Return the mean number of tokens per target call if acceptances are independent.
-
-    .. math:: \tau = \frac{1 - \alpha^{K+1}}{1 - \alpha}
-
-    Args:
-        acceptance: The probability that a drafted token is accepted, in [0, 1].
-        num_draft_tokens: Tokens drafted per block, at least 0.
-    """
-    check_range("acceptance", acceptance, low=0.0, high=1.0)
-    check_int("num_draft_tokens", num_draft_tokens, low=0)
-    return float(sum(acceptance**i for i in range(num_draft_tokens + 1)))
-
-
-def speedup(acceptance: float, num_draft_tokens: int, cost_ratio: float) -> float:
-    """Return the expected wall-clock gain over plain decoding.
-
-    Args:
-        acceptance: As in :func:`expected_tokens`.
-        num_draft_tokens: As in :func:`expected_tokens`.
-        cost_ratio: Time of one draft step over the time of one target forward.
-    """
-    check_range("cost_ratio", cost_ratio, low=0.0)
-    return expected_tokens(acceptance, num_draft_tokens) / (num_draft_tokens * cost_ratio + 1)
-
-
-def optimal_num_draft_tokens(acceptance: float, cost_ratio: float, *, max_tokens: int = 64) -> int:
-    """Return the number of draft tokens with the largest :func:`speedup`; 0 means do not speculate.
-
-    Among equals the smallest number is taken.
-    """
-    gains = [speedup(acceptance, k, cost_ratio) for k in range(max_tokens + 1)]
-    return max(range(len(gains)), key=lambda k: (round(gains[k], 12), -k))
-
-
-def mbsu(block_efficiency: float, num_draft_tokens: int, parameter_ratio: float) -> float:
-    """Return the memory-bound speed-up: the gain if time were proportional to parameters read.
-
-    Args:
-        block_efficiency: Mean tokens per target call, in [1, num_draft_tokens + 1].
-        num_draft_tokens: Tokens drafted per block.
-        parameter_ratio: Parameters of the draft over those of the target.
-    """
-    check_range("block_efficiency", block_efficiency, low=1.0, high=num_draft_tokens + 1.0)
-    check_range("parameter_ratio", parameter_ratio, low=0.0)
-    return block_efficiency / (num_draft_tokens * parameter_ratio + 1)
-
-
-def predict_block_efficiency(acceptances: Sequence[Tensor], num_draft_tokens: int) -> float:
-    """Predict block efficiency from texts of the target, without decoding.
-
-    Along a text acceptances are not independent, so :func:`expected_tokens` is off. Given that the
-    token emitted at ``t`` is ``y_t``, it came from the draft with probability
-    ``min(1, q(y_t) / p(y_t))``; a block begins behind the end of the one before, so the probability
-    that one begins at ``t`` follows by recursion. Exact for token verification.
-
-    Args:
-        acceptances: For each text drawn from the target, ``min(1, q(y_t) / p(y_t))`` at every
-            position ``[time]``; texts shorter than ``num_draft_tokens`` do not count.
-        num_draft_tokens: Tokens drafted per block.
-
-    Raises:
-        ValueError: If every text is shorter than ``num_draft_tokens``.
-    """
-    check_int("num_draft_tokens", num_draft_tokens, low=0)
-    tokens = calls = 0.0
-    for accept in acceptances:
-        if len(accept) >= max(num_draft_tokens, 1):
-            starts, emitted = _renewals(accept.double().cpu(), num_draft_tokens)
-            tokens, calls = tokens + float(starts @ emitted), calls + float(starts.sum())
-    if calls == 0:
-        raise ValueError(f"no text has num_draft_tokens={num_draft_tokens} tokens or more.")
-    return tokens / calls
-
-
-def _renewals(accept: Tensor, num_draft_tokens: int) -> tuple[Tensor, Tensor]:
-    """Return, for every position, the chance that a block begins there and its mean tokens."""
-    if num_draft_tokens == 0:
-        return torch.ones_like(accept), torch.ones_like(accept)
-    windows = accept.unfold(0, num_draft_tokens, 1)  # [starts, drafted]
-    reach = windows.cumprod(1)
-    # Column i: exactly i drafted tokens stand.
-    before = torch.nn.functional.pad(reach, (1, 0), value=1.0)
-    ends = before - torch.nn.functional.pad(reach, (0, 1))
-    starts = torch.zeros(len(windows) + num_draft_tokens + 1, dtype=accept.dtype)
-    starts[0] = 1.0
-    for t in range(len(windows)):
-        starts[t + 1 : t + num_draft_tokens + 2] += starts[t] * ends[t]
-    return starts[: len(windows)], before.sum(1)
+from selftrain.ops.verify import verify_block, verify_greedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +88,7 @@ def measure_costs(
         "verify": lambda: (
             verify_greedy(block, tokens[:, 1:])
             if params.greedy
-            else verify_tokens(
+            else verify_block(
                 warp(block, params),
                 drafted,
                 tokens[:, 1:],
@@ -206,3 +113,69 @@ def _milliseconds(part: Callable[[], object], device: torch.device) -> float:
     part()
     synchronize()
     return (time.perf_counter() - start) * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What speculative decoding is expected to bring, and with how many draft tokens."""
+
+    costs: Costs
+    """The measured times."""
+    acceptance: float
+    """The measured probability that a drafted token is accepted."""
+    num_draft_tokens: int
+    """The best number; 0 means do not speculate."""
+    speedup: float
+    """Over plain decoding, with that number; 1 where it is 0."""
+
+
+def plan(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    params: SamplingParams,
+    max_draft_tokens: int = 16,
+) -> Plan:
+    """Measure times and acceptance on some prompts, and say what to expect.
+
+    The time of a block is taken as linear in the number of draft tokens, between that of one token
+    and that of a block of ``max_draft_tokens``. :class:`SpeculativeDecoder` with
+    ``num_draft_tokens="auto"`` does the like while it decodes.
+
+    Args:
+        target: The target model.
+        draft: The draft model.
+        prompts: Prompts like those to come, as token ids; a few will do.
+        params: How tokens will be drawn, and how many.
+        max_draft_tokens: The largest number to consider, at least 1.
+
+    Raises:
+        ValueError: If there are no prompts.
+    """
+    check_not_empty("prompts", prompts)
+    check_int("max_draft_tokens", max_draft_tokens, low=1)
+    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=1, verifier="token")
+    outputs = [
+        decoder.generate(torch.tensor([list(p)], device=target.device), params=params)
+        for p in prompts
+    ]
+    stats = outputs[0].stats
+    for output in outputs[1:]:
+        stats = stats + output.stats
+    costs = measure_costs(
+        target,
+        draft,
+        context=max(map(len, prompts)) + params.max_new_tokens // 2,
+        num_draft_tokens=max_draft_tokens,
+        params=params,
+    )
+    plain = costs.target_one + costs.verify
+    per_token = costs.draft_step + (costs.target_block - costs.target_one) / max_draft_tokens
+    acceptance = min(1.0, stats.analytic_acceptance)
+    gains = [
+        expected_tokens(acceptance, k) * plain / (plain + k * max(0.0, per_token))
+        for k in range(max_draft_tokens + 1)
+    ]
+    best = max(range(len(gains)), key=lambda k: (gains[k], -k))
+    return Plan(costs, acceptance, best, gains[best])

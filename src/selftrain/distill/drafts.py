@@ -91,7 +91,7 @@ def forced_acceptance(
 ) -> list[Tensor]:
     """Return min(1, q(y_t) / p(y_t)) along given texts of the target, one forward each.
 
-    For :func:`selftrain.decoding.planner.predict_block_efficiency`. When greedy, 1 where both
+    For :func:`selftrain.decoding.predict_block_efficiency`. When greedy, 1 where both
     models prefer the same token.
 
     Args:

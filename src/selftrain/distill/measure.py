@@ -13,14 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from selftrain._core.io import append_jsonl, read_jsonl
 from selftrain._core.logging import progress
 from selftrain._core.rng import derive
+from selftrain.decoding.cost_model import expected_tokens, predict_block_efficiency
 from selftrain.decoding.outcome import SpeculativeOutput, SpeculativeStats
 from selftrain.decoding.params import SamplingParams
-from selftrain.decoding.planner import (
-    Costs,
-    expected_tokens,
-    measure_costs,
-    predict_block_efficiency,
-)
+from selftrain.decoding.planner import Costs, measure_costs
 from selftrain.decoding.speculative import SpeculativeDecoder
 from selftrain.distill.drafts import forced_acceptance, measure_draft, target_texts
 

@@ -1,5 +1,6 @@
 """Modules, and what is done to any module."""
 
 from selftrain.nn.modes import training_mode
+from selftrain.nn.packed import PackedLinear, pack_weights
 
-__all__ = ["training_mode"]
+__all__ = ["PackedLinear", "pack_weights", "training_mode"]

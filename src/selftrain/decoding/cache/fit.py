@@ -159,7 +159,9 @@ def _cache_obstacle(model: Any) -> str | None:
     other = sorted({type(x).__name__ for x in layers} - _DRIVEN)
     if other:
         return f"its cache has layers of a kind ({', '.join(other)}) that cannot be driven by row"
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
+    parameters = inspect.signature(model.forward).parameters
+    wrapped = any(p.kind is p.VAR_KEYWORD for p in parameters.values())  # the trial will tell
+    if "past_key_values" not in parameters and not wrapped:
         return "its forward takes no past_key_values: it has no key-value cache"
     asked = getattr(getattr(model, "generation_config", None), "cache_implementation", None)
     if asked is not None and asked.startswith(("quantized", "offloaded")):
