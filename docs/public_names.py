@@ -45,7 +45,10 @@ def pages() -> dict[str, list[PublicName]]:
         if not info.name.startswith("_") and info.name not in NOT_PAGES:
             module = importlib.import_module(f"selftrain.{info.name}")
             found[module.__name__] = _names(module)
-            found |= {inner.__name__: _names(inner) for inner in _listing_packages(module)}
+            known = {id(name.value) for name in found[module.__name__]}
+            for inner in _listing_packages(module):
+                names = [name for name in _names(inner) if id(name.value) not in known]
+                found[inner.__name__] = names
     return found
 
 

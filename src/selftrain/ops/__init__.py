@@ -22,6 +22,13 @@ from selftrain.ops.lenience import (
 )
 from selftrain.ops.masking import PaddedTokens, completion_mask, masked_mean, pad_sequences
 from selftrain.ops.philox import Stream, gumbel, philox, uniform
+from selftrain.ops.tree import (
+    TreeVerdict,
+    ancestor_mask,
+    node_depths,
+    verify_tree,
+    verify_tree_greedy,
+)
 from selftrain.ops.verify import (
     Verdict,
     residual,
@@ -43,8 +50,10 @@ __all__ = [
     "MixtureLenience",
     "PaddedTokens",
     "Stream",
+    "TreeVerdict",
     "TypicalAcceptance",
     "Verdict",
+    "ancestor_mask",
     "completion_mask",
     "divergence",
     "forward_kl",
@@ -52,6 +61,7 @@ __all__ = [
     "gumbel",
     "inverse_cdf",
     "masked_mean",
+    "node_depths",
     "output_law",
     "pad_sequences",
     "philox",
@@ -64,5 +74,7 @@ __all__ = [
     "verify_greedy",
     "verify_lenient",
     "verify_tokens",
+    "verify_tree",
+    "verify_tree_greedy",
     "warp_logits",
 ]
