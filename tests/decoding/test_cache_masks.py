@@ -58,6 +58,21 @@ def test_a_row_that_sees_everything_needs_no_mask(make_model):
     assert torch.equal(plan.build(whole, 7), slot_mask(whole, 7, dtype=torch.float32))
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_single_row_is_masked_like_rows_in_general(make_model, name, dtype, attention):
+    model = make_model(name).to(dtype)
+    model.set_attn_implementation(attention)
+    plan = MaskPlan(model)
+    for new, extent in [(2, 3), (2, 9), (1, 9), (6, 9)]:
+        positions = torch.arange(extent - new, extent)[None]
+        got = plan.build(positions, extent)
+        if got is not None:
+            want = plan.build(positions.expand(2, -1), extent)
+            assert torch.equal(got, want[:1])
+
+
 def test_a_window_masks_from_its_own_size_on(make_model):
     plan, mixed = MaskPlan(make_model("mistral")), MaskPlan(make_model("gemma3"))
     for extent in range(1, 8):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -30,11 +31,13 @@ from selftrain.decoding.proof import (
 )
 from selftrain.decoding.proof.integrate import integrate
 from selftrain.ops import (
+    MixtureLenience,
     Verdict,
     inverse_cdf,
     verify_block,
     verify_coupled,
     verify_greedy,
+    verify_lenient,
     verify_tokens,
 )
 
@@ -148,6 +151,13 @@ def test_the_law_of_a_lossy_rule_comes_out_as_it_is(lenience, want):
     p, q = fixed_model((0.55, 0.25, 0.15, 0.05)), fixed_model((0.25, 0.40, 0.10, 0.25))
     law = enumerate_block(lenient, p, q, 1).sum(1)
     torch.testing.assert_close(law, torch.tensor(want).double(), atol=5e-5, rtol=0)
+
+
+def test_a_mixture_of_both_models_comes_out_as_the_mixture():
+    p, q = random_model(3, order=0, seed=1), random_model(3, order=0, seed=2)
+    law = enumerate_block(partial(verify_lenient, lenience=MixtureLenience(weight=0.3)), p, q, 2)
+    first = 0.7 * p.probs[0] + 0.3 * q.probs[0]
+    torch.testing.assert_close(law.sum((1, 2)), first, atol=1e-14, rtol=0)
 
 
 def test_the_law_of_several_blocks_is_that_of_one_if_they_are_exact_and_not_if_they_are_not():

@@ -6,11 +6,15 @@ import pytest
 import torch
 from scipy import stats
 
+from selftrain.decoding.drafters.layers import LayerDrafter
+from selftrain.decoding.drafters.ngram import NGramDrafter
+from selftrain.decoding.drafters.tree import TreeDrafter
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.sampler import warp
 from selftrain.decoding.speculative import SpeculativeDecoder
 
 VOCAB, LENGTH = 4, 5
+SHAPE = {"vocab_size": VOCAB, "sharpness": 4.0, "tie_word_embeddings": False}
 
 
 def joint_law(model, prompt, params):
@@ -39,17 +43,47 @@ def test_joint_law_of_five_tokens_is_the_targets(make_llama, law, num_draft_toke
 
     6 cases at p > 1e-4 each: a false alarm in about 1 of 1700 seeds; the seed is fixed.
     """
-    shape = {"vocab_size": VOCAB, "sharpness": 4.0, "tie_word_embeddings": False}
-    target = make_llama(**shape).double()
-    draft = make_llama(**shape, seed=1, num_hidden_layers=1).double()
-    params = SamplingParams(max_new_tokens=LENGTH, seed=17, **law)
-    n = 10_000
-    output = SpeculativeDecoder(target, draft, num_draft_tokens=num_draft_tokens).generate(
-        torch.tensor([[2, 1]]).expand(n, -1), params=params, eos_token_ids=()
-    )
+    target = make_llama(**SHAPE).double()
+    draft = make_llama(**SHAPE, seed=1, num_hidden_layers=1).double()
+    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=num_draft_tokens)
+    check_law(decoder, law)
+
+
+DRAFTERS = {
+    "n-grams": lambda draft: NGramDrafter(),
+    "first layers": lambda draft: LayerDrafter(1),
+    "top children": lambda draft: TreeDrafter(draft, (2, 2)),
+    "drawn children": lambda draft: TreeDrafter(draft, (3, 2, 1), sampling="without_replacement"),
+    "more children than tokens": lambda draft: TreeDrafter(
+        draft, (5, 5), sampling="without_replacement"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [*((name, {}) for name in DRAFTERS), ("drawn children", {"top_k": 3, "temperature": 0.7})],
+)
+def test_joint_law_is_the_targets_whatever_drafts(make_llama, name, law):
+    """The prompt repeats itself, so that n-grams have something to propose in every block."""
+    target = make_llama(**SHAPE).double()
+    draft = make_llama(**SHAPE, seed=1, num_hidden_layers=1).double()
+    decoder = SpeculativeDecoder(target, DRAFTERS[name](draft), num_draft_tokens=3)
+    check_law(decoder, law, prompt=[0, 3, 2, 1, 2, 1], n=4000)
+
+
+def check_law(decoder, law, *, prompt=(2, 1), n=10_000):
+    """G-test of ``n`` rows against the target's exact law."""
+    params, target = SamplingParams(max_new_tokens=LENGTH, seed=17, **law), decoder.target
+    output = decoder.generate(torch.tensor([prompt]).expand(n, -1), params=params, eos_token_ids=())
     places = VOCAB ** torch.arange(LENGTH - 1, -1, -1)
-    counts = (output.sequences[:, 2:] * places).sum(1).bincount(minlength=VOCAB**LENGTH).double()
-    expected = n * joint_law(target, [2, 1], params)
+    counts = (
+        (output.sequences[:, len(prompt) :] * places)
+        .sum(1)
+        .bincount(minlength=VOCAB**LENGTH)
+        .double()
+    )
+    expected = n * joint_law(target, list(prompt), params)
     assert (counts[expected == 0] == 0).all()
     common = expected >= 5
     observed = torch.cat([counts[common], counts[~common].sum()[None]])

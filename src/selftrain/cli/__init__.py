@@ -13,6 +13,7 @@ from selftrain import __version__
 from selftrain.errors import SelftrainError
 
 COMMANDS = {
+    "bench": "Measure speed: bench specdec compares speculative decoders.",
     "distillspec": "Distil a draft from a target, decode with it, and report the speed-up.",
 }
 

@@ -31,11 +31,7 @@ def warp_logits(
     Raises:
         ValueError: If a parameter is out of range.
     """
-    check_range("temperature", temperature, low=0.0)
-    check_range("top_p", top_p, low=0.0, low_open=True, high=1.0)
-    check_range("min_p", min_p, low=0.0, high=1.0, high_open=True)
-    if top_k is not None:
-        check_int("top_k", top_k, low=1)
+    check_warp(temperature, top_k, top_p, min_p)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if temperature == 0:
         best = logits.argmax(-1, keepdim=True)
@@ -48,6 +44,15 @@ def warp_logits(
         floor = logits.amax(-1, keepdim=True) + torch.log(torch.tensor(min_p, dtype=logits.dtype))
         logits = logits.masked_fill(logits < floor, -torch.inf)
     return logits
+
+
+def check_warp(temperature: float, top_k: int | None, top_p: float, min_p: float) -> None:
+    """Raise unless the parameters are in the ranges that :func:`warp_logits` gives."""
+    check_range("temperature", temperature, low=0.0)
+    check_range("top_p", top_p, low=0.0, low_open=True, high=1.0)
+    check_range("min_p", min_p, low=0.0, high=1.0, high_open=True)
+    if top_k is not None:
+        check_int("top_k", top_k, low=1)
 
 
 def _keep_most_likely(logits: Tensor, top_k: int, top_p: float) -> Tensor:

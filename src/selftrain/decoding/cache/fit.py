@@ -43,7 +43,7 @@ def slot_obstacle(model: nn.Module) -> str | None:
     windows = {w for w in attention_windows(config) if w is not None}
     if len(windows) > 1:
         return f"its layers have windows of different sizes ({sorted(windows)})"
-    if "local" in (getattr(config, "attention_layers", None) or ()):
+    if _has_unmasked_windows(config):
         return "its local attention counts its window from the longest row, whatever the mask says"
     return _attention_obstacle(config) or _probe(model, SlotCache)
 
@@ -56,8 +56,7 @@ def dynamic_obstacle(model: nn.Module) -> str | None:
     if obstacle is not None:
         return obstacle
     config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
-    local = "local" in (getattr(config, "attention_layers", None) or ())
-    if local or any(w is not None for w in attention_windows(config)):
+    if _has_unmasked_windows(config) or any(attention_windows(config)):
         return "it has sliding-window layers, whose window would count rejected tokens too"
     return _probe(model, HoleyCache)
 
@@ -145,7 +144,10 @@ def _cache_obstacle(model: Any) -> str | None:
     if config is None or not hasattr(config, "get_text_config"):
         return "it has no transformers configuration"
     config = config.get_text_config(decoder=True)
-    layers = DynamicCache(config=config).layers
+    try:
+        layers = DynamicCache(config=config).layers
+    except Exception as error:  # the layer types of remote code can be anything
+        return f"transformers has no cache for it ({type(error).__name__}: {error})"
     recurrent = [x for x in layers if isinstance(x, LinearAttentionCacheLayerMixin)]
     if recurrent:
         kind = type(recurrent[0]).__name__
@@ -172,6 +174,11 @@ def _cache_obstacle(model: Any) -> str | None:
     return None
 
 
+def _has_unmasked_windows(config: Any) -> bool:
+    """Whether attention has windows of its own besides the mask, as in GPT-Neo."""
+    return "local" in (getattr(config, "attention_layers", None) or ())
+
+
 def _attention_obstacle(config: Any) -> str | None:
     attention = config._attn_implementation
     if attention in ("sdpa", "eager"):
@@ -190,7 +197,7 @@ def _probe(model: nn.Module, cache_type: Any) -> str | None:
     tokens = torch.arange(12, device=weight.device).view(2, 6) * 7 + 1
     tokens = tokens % config.vocab_size
     # Without a cache, some models hide what looks like padding.
-    tokens = (tokens + (tokens == config.pad_token_id)) % config.vocab_size
+    tokens = (tokens + (tokens == getattr(config, "pad_token_id", None))) % config.vocab_size
     with training_mode(False, model):
         try:
             got, want = _trial(model, cache_type, tokens)

@@ -100,7 +100,7 @@ class HoleyCache:
             if layer.keys is None:  # it looks at another layer's
                 continue
             layer.keys, layer.values = (
-                x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[3]))
+                x.gather(2, index.to(x.device).expand(-1, x.shape[1], -1, x.shape[3]))
                 for x in (layer.keys, layer.values)
             )
         return places.gather(1, order)

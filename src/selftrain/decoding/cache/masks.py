@@ -81,24 +81,36 @@ class MaskPlan:
         """
         # At extent == window all is still visible, but transformers would add a mask of its own.
         beyond = self.window is not None and extent >= self.window
-        sliding = None
-        if beyond:
-            sliding = slot_mask(
-                positions, extent, window=self.window, visible=visible, dtype=self.dtype
-            )
-            if not self.mixed:
-                return sliding
-        batch, new = positions.shape
-        single = batch == 1 and visible is None
-        if single and self.dtype is None and new in (1, extent):
-            full = None
-        elif single and new == 1:
-            full = torch.zeros(1, 1, 1, extent, dtype=self.dtype, device=positions.device)
-        else:
-            full = slot_mask(positions, extent, visible=visible, dtype=self.dtype)
+        sliding = self._mask(positions, extent, self.window, visible) if beyond else None
+        if beyond and not self.mixed:
+            return sliding
+        full = self._mask(positions, extent, None, visible)
         if not self.mixed:
             return full
         return {"full_attention": full, "sliding_attention": sliding if beyond else full}
+
+    def _mask(
+        self, positions: Tensor, extent: int, window: int | None, visible: Tensor | None
+    ) -> Tensor | None:
+        batch, new = positions.shape
+        if batch > 1 or visible is not None:
+            return slot_mask(positions, extent, window=window, visible=visible, dtype=self.dtype)
+        if window is None and self.dtype is None and new in (1, extent):
+            return None
+        return _band(new, extent, window, self.dtype, positions.device)
+
+
+def _band(
+    new: int, extent: int, window: int | None, dtype: torch.dtype | None, device: torch.device
+) -> Tensor:
+    """Return :func:`slot_mask` of one row whose positions end at ``extent - 1``, by fewer steps."""
+    shape, before = (1, 1, new, extent), extent - new
+    if dtype is None:
+        seen = torch.ones(shape, dtype=torch.bool, device=device).tril_(before)
+        return seen if window is None else seen.triu_(before - window + 1)
+    hidden = torch.full(shape, torch.finfo(dtype).min, dtype=dtype, device=device)
+    later = hidden.triu(before + 1)
+    return later if window is None else later + hidden.tril_(before - window)
 
 
 def attention_windows(config: PreTrainedConfig) -> list[int | None]:

@@ -26,7 +26,8 @@ class Seq2SeqCache:
     """An encoder-decoder model, its encoded inputs and the slots of a batch of decoder rows.
 
     It has the interface and the meaning of :class:`SlotCache`; the rows are decoder sequences, each
-    of which begins with the model's ``decoder_start_token_id``. The encoder runs at construction.
+    of which begins with the model's ``decoder_start_token_id``. The encoder runs at construction,
+    so the model must be in eval mode by then.
 
     Args:
         model: A model for which :func:`seq2seq_obstacle` returns None.

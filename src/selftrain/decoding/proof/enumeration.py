@@ -14,6 +14,9 @@ from selftrain._core.checks import check_int
 from selftrain.decoding.proof.integrate import integrate
 from selftrain.decoding.proof.tabular import LanguageModel, all_texts, one_hot
 
+Stops = Callable[[Tensor], Tensor]
+"""Maps texts ``[rows, time]`` to booleans ``[rows]``."""
+
 _CHUNK = 1 << 16  # rows that one call of a verifier gets, at the most
 
 
@@ -56,7 +59,7 @@ class Drafting:
     """Tokens drafted per block, at least 0."""
     determined: bool = False
     """The draft takes its most likely token; the verifier is told no logits."""
-    stops: Callable[[Tensor], Tensor] | None = None
+    stops: Stops | None = None
     """Maps texts ``[rows, time]`` whose last token was just drafted to whether drafting ends there;
     the token stays in the block."""
     reported: LanguageModel | None = None
@@ -169,7 +172,10 @@ def enumerate_block(
     target: LanguageModel,
     draft: LanguageModel,
     num_draft_tokens: int,
-    **drafting: object,
+    *,
+    determined: bool = False,
+    stops: Stops | None = None,
+    reported: LanguageModel | None = None,
 ) -> Tensor:
     """Return the exact joint law of ``num_draft_tokens + 1`` tokens, the first of them one block.
 
@@ -181,7 +187,9 @@ def enumerate_block(
         target: The model whose law is to be kept.
         draft: The model that drafts are drawn from.
         num_draft_tokens: Tokens drafted.
-        drafting: Further fields of :class:`Drafting`.
+        determined: As in :class:`Drafting`.
+        stops: As there.
+        reported: As there.
 
     Returns:
         Probabilities ``[vocab] * (num_draft_tokens + 1)``, float64.
@@ -190,12 +198,15 @@ def enumerate_block(
         ValueError: As :func:`block_outcomes`.
 
     Example:
+        >>> from selftrain.decoding.proof import fixed_model
         >>> from selftrain.ops import verify_tokens
         >>> target, draft = fixed_model([0.1, 0.9]), fixed_model([0.7, 0.3])
         >>> enumerate_block(verify_tokens, target, draft, 1).sum(1)
         tensor([0.1000, 0.9000], dtype=torch.float64)
     """
-    how = Drafting(num_draft_tokens=num_draft_tokens, **drafting)  # pyrefly: ignore
+    how = Drafting(
+        num_draft_tokens=num_draft_tokens, determined=determined, stops=stops, reported=reported
+    )
     return joint_law(verifier, target, draft, how, num_draft_tokens + 1, blocks_until=1)[0]
 
 
@@ -206,7 +217,9 @@ def enumerate_sequence(
     num_draft_tokens: int,
     *,
     num_tokens: int,
-    **drafting: object,
+    determined: bool = False,
+    stops: Stops | None = None,
+    reported: LanguageModel | None = None,
 ) -> Tensor:
     """Return the exact joint law of ``num_tokens`` tokens, decoded in as many blocks as it takes.
 
@@ -218,13 +231,17 @@ def enumerate_sequence(
         draft: As there.
         num_draft_tokens: Tokens drafted per block.
         num_tokens: Length of the texts; what the last block emits beyond is cut off.
-        drafting: Further fields of :class:`Drafting`.
+        determined: As in :class:`Drafting`.
+        stops: As there.
+        reported: As there.
 
     Returns:
         Probabilities ``[vocab] * num_tokens``, float64.
     """
     check_int("num_tokens", num_tokens, low=1)
-    how = Drafting(num_draft_tokens=num_draft_tokens, **drafting)  # pyrefly: ignore
+    how = Drafting(
+        num_draft_tokens=num_draft_tokens, determined=determined, stops=stops, reported=reported
+    )
     return joint_law(verifier, target, draft, how, num_tokens, blocks_until=num_tokens)[0]
 
 

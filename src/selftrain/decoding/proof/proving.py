@@ -96,7 +96,7 @@ def default_scenarios(*, temperature: float = 1.0, seed: int = 0) -> list[Scenar
     sparse = pair(4, zeros=0.5)
     ends = {"stops": lambda texts: texts[:, -1] == 1}
     scenarios = [
-        Scenario(f"{v} tokens, {k} drafted", *pair(v), drafting(k))
+        Scenario(f"{v} token{'s'[: v - 1]}, {k} drafted", *pair(v), drafting(k))
         for v, k in ((1, 2), (2, 1), (4, 1), (3, 2), (3, 3), (2, 4))
     ] + [
         Scenario("target without some tokens", sparse[0], q4, drafting(2)),
@@ -149,7 +149,7 @@ def prove(
 
     Example:
         >>> from selftrain.ops import verify_block
-        >>> prove(verify_block).passed
+        >>> prove(verify_block, scenarios=default_scenarios()[:4]).passed
         True
     """
     scenarios = default_scenarios() if scenarios is None else scenarios
