@@ -29,6 +29,7 @@ from selftrain.ops.tree import (
     verify_tree,
     verify_tree_greedy,
 )
+from selftrain.ops.verification import sample_tokens, verify_draft
 from selftrain.ops.verify import (
     Verdict,
     residual,
@@ -67,10 +68,12 @@ __all__ = [
     "philox",
     "residual",
     "reverse_kl",
+    "sample_tokens",
     "total_variation",
     "uniform",
     "verify_block",
     "verify_coupled",
+    "verify_draft",
     "verify_greedy",
     "verify_lenient",
     "verify_tokens",
