@@ -10,7 +10,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 
 from selftrain.decoding.params import SamplingParams
-from selftrain.decoding.processing import WARPERS, Processor, check_stateless
+from selftrain.decoding.processing import WARPERS, Processor
 
 if TYPE_CHECKING:
     from selftrain.decoding.speculative import SpeculativeDecoder
@@ -81,7 +81,6 @@ def _check(config: GenerationConfig, kwargs: dict[str, Any]) -> None:
 
 def _for_single_rows(processor: Processor, mask: Tensor | None) -> Processor:
     """Return the processor as it is for a row by itself, without padding."""
-    check_stateless(processor)
     ignored = getattr(processor, "prompt_ignore_length", None)
     if not isinstance(ignored, Tensor):
         return processor

@@ -16,6 +16,13 @@ _STATEFUL = (
     "SynthIDTextWatermarkLogitsProcessor",
 )
 
+# These are told rows by their place in a batch, and here each row comes alone.
+_BY_ROW = (
+    "PrefixConstrainedLogitsProcessor",
+    "EncoderRepetitionPenaltyLogitsProcessor",
+    "EncoderNoRepeatNGramLogitsProcessor",
+)
+
 
 def check_processors(
     processors: Sequence[Processor] | None,
@@ -23,14 +30,17 @@ def check_processors(
     """Return the processors, none if there are none.
 
     Raises:
-        ValueError: If one keeps state between calls, or repeats what SamplingParams says.
-        TypeError: If one is not callable.
+        ValueError: If one repeats what SamplingParams says.
+        TypeError: If one is not callable, or they are no sequence.
     """
+    if processors is not None and not isinstance(processors, Sequence):
+        raise TypeError(
+            f"logits_processor must be a list of processors, got {type(processors).__name__}."
+        )
     for processor in processors or ():
         name = type(processor).__name__
         if not callable(processor):
             raise TypeError(f"logits_processor holds a {name}, which is not callable.")
-        check_stateless(processor)
         if name in WARPERS:
             raise ValueError(
                 f"logits_processor holds a {name}; say it in SamplingParams instead "
@@ -39,15 +49,21 @@ def check_processors(
     return tuple(processors or ())
 
 
-def check_stateless(processor: Processor) -> None:
-    """Raise ``ValueError`` if a processor keeps state between calls."""
-    name = type(processor).__name__
-    if name in _STATEFUL:
-        raise ValueError(
-            f"logits_processor holds a {name}, which keeps state from token to token; in a "
-            "block several tokens are scored at once and some are taken back. Use plain "
-            "decoding for it."
-        )
+def check_scope(processors: Sequence[Processor], num_rows: int) -> None:
+    """Raise ``ValueError`` if a processor needs more than the tokens of one row before a place."""
+    for processor in processors:
+        name = type(processor).__name__
+        if name in _STATEFUL:
+            raise ValueError(
+                f"logits_processor holds a {name}, which keeps state from token to token; in a "
+                "block several tokens are scored at once and some are taken back. Use plain "
+                "decoding for it."
+            )
+        if name in _BY_ROW and num_rows > 1:
+            raise ValueError(
+                f"logits_processor holds a {name}, which treats rows by their number, and here "
+                f"each of the {num_rows} is processed alone. Pass one row at a time."
+            )
 
 
 def process(
@@ -55,7 +71,8 @@ def process(
 ) -> Tensor:
     """Apply processors to logits of consecutive places, each seeing the tokens before it alone.
 
-    Rows are taken one by one: lengths differ, and padding is no token of theirs.
+    Rows are taken one by one: lengths differ, and padding is no token of theirs. Behind a void
+    token (-1) nothing is processed: no such text exists, and nobody looks.
 
     Args:
         processors: Applied in their order.
@@ -70,6 +87,9 @@ def process(
         first = ids.shape[1] - num_places + 1
         places = []
         for place in range(num_places):
+            if place and text[first + place - 1] < 0:
+                places.append(row[place:])
+                break
             scored = row[place : place + 1]
             for processor in processors:
                 scored = processor(ids[:, : first + place], scored)

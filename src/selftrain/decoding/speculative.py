@@ -12,12 +12,14 @@ from selftrain._core.checks import check_choice, check_int
 from selftrain.decoding.cache import CacheKind, CacheOpener, is_encoder_decoder
 from selftrain.decoding.custom_generate import as_custom_generate
 from selftrain.decoding.drafters import Drafter, DraftSession, ModelDrafter, Setting
+from selftrain.decoding.drafters.model import num_logits
 from selftrain.decoding.drafters.tree import TreeDrafter
 from selftrain.decoding.engine import Run
 from selftrain.decoding.outcome import SpeculativeOutput
 from selftrain.decoding.pacing import AutoPacer, FixedPacer
 from selftrain.decoding.params import SamplingParams
-from selftrain.decoding.processing import Processor, check_processors
+from selftrain.decoding.processing import Processor, check_processors, check_scope
+from selftrain.decoding.prompts import prompt_rows
 from selftrain.decoding.rules import Verifier, check_lenience, rule_for
 from selftrain.decoding.sampler import check_room, row_seeds_of
 from selftrain.decoding.stopping import Stopping, StopScan, resolve_eos
@@ -79,13 +81,17 @@ class SpeculativeDecoder:
         cache: CacheKind = "slots",
         compile: bool = False,
     ) -> None:
-        if num_draft_tokens != "auto":
+        if isinstance(num_draft_tokens, str):
+            check_choice("num_draft_tokens", num_draft_tokens, ("auto",))
+        else:
             check_int("num_draft_tokens", num_draft_tokens, low=0)
         check_choice("verifier", verifier, (None, "token", "block", "coupled"))
         check_lenience(verifier, lenience)
         self._caches = CacheOpener(target, cache, role="target", compile=compile)
         if isinstance(draft, torch.nn.Module):
             draft = ModelDrafter(draft, tokenizer=tokenizer, cache=cache, compile=compile)
+        elif not all(hasattr(draft, name) for name in ("models", "check", "start")):
+            raise TypeError(f"draft must be a model or a Drafter, got {type(draft).__name__}.")
         self.drafter: Drafter | TreeDrafter = draft
         self.drafter.check(target)
         if isinstance(self.drafter, TreeDrafter):
@@ -165,8 +171,16 @@ class SpeculativeDecoder:
         seeds: Sequence[int] | None = None,
         return_blocks: bool = False,
     ) -> SpeculativeOutput:
-        prompts, source = _prompts(input_ids, attention_mask), {}
+        eos = resolve_eos(self.target, self.tokenizer, eos_token_ids)
+        prompts = prompt_rows(
+            input_ids,
+            attention_mask,
+            vocab_size=num_logits(self.target),
+            pad_id=self._padding(eos),
+        )
+        source = {}
         if is_encoder_decoder(self.target):
+            check_room([input_ids[0].tolist()], 0, self.target, "target")
             # What was given is read by the encoder; the decoder's rows begin with its own token.
             start = self._decoder_start()
             if attention_mask is None:
@@ -174,10 +188,9 @@ class SpeculativeDecoder:
             source = {"encoder_input_ids": input_ids, "encoder_attention_mask": attention_mask}
             input_ids = input_ids.new_full((len(prompts), 1), start)
             prompts = input_ids.tolist()
+        check_scope(processors, len(prompts))
         check_room(prompts, params.max_new_tokens, self.target, "target")
-        per_row = None if seeds is None else [[s] for s in seeds]
-        row_seeds = [s[0] for s in row_seeds_of(len(prompts), 1, params, per_row)]
-        eos = resolve_eos(self.target, self.tokenizer, eos_token_ids)
+        row_seeds = _row_seeds(len(prompts), params, seeds)
         stopping = Stopping(eos, params.stop, self.tokenizer)
         with torch.inference_mode(), training_mode(False, self.target, *self.drafter.models):
             run = self._begin(prompts, source, params, row_seeds, stopping, sink, processors)
@@ -242,12 +255,18 @@ class SpeculativeDecoder:
         raise ValueError("the target's configuration has no decoder_start_token_id to begin with.")
 
     def _pad_id(self, eos: frozenset[int]) -> int:
-        choices = [
-            getattr(getattr(self.target, "generation_config", None), "pad_token_id", None),
-            getattr(self.tokenizer, "pad_token_id", None),
-            *sorted(eos),
-        ]
-        return next((c for c in choices if c is not None), 0)
+        choices = [*self._special("pad_token_id"), *sorted(eos), 0]
+        return choices[0]
+
+    def _padding(self, eos: frozenset[int]) -> int | None:
+        """Return the id that marks padding; None where a prompt may well begin or end with it."""
+        pad = next(iter(self._special("pad_token_id")), None)
+        return None if pad in eos or pad in self._special("bos_token_id") else pad
+
+    def _special(self, name: str) -> list[int]:
+        config = getattr(self.target, "generation_config", None)
+        ids = [getattr(holder, name, None) for holder in (config, self.tokenizer)]
+        return [token for token in ids if token is not None]
 
 
 def _check_tree(
@@ -266,23 +285,14 @@ def _check_tree(
     return num_draft_tokens
 
 
-def _prompts(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
-    if input_ids.ndim != 2 or input_ids.numel() == 0:
-        raise ValueError(f"input_ids must be [batch, time] and not empty, got {input_ids.shape}.")
-    if attention_mask is None:
-        return input_ids.tolist()
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, "
-            f"input_ids {tuple(input_ids.shape)}; they must be equal."
-        )
-    mask = attention_mask.bool()
-    starts_per_row = (mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]).sum(1)
-    for row, starts in enumerate(starts_per_row.tolist()):
-        if starts != 1:
-            what = "is all zeros: the prompt is empty" if starts == 0 else "has gaps"
-            raise ValueError(f"attention_mask[{row}] {what}; one unbroken stretch of 1 is needed.")
-    return [ids[m].tolist() for ids, m in zip(input_ids, mask, strict=True)]
+def _row_seeds(num_rows: int, params: SamplingParams, seeds: Sequence[int] | None) -> list[int]:
+    if seeds is None:
+        return [row[0] for row in row_seeds_of(num_rows, 1, params, None)]
+    if len(seeds) != num_rows:
+        raise ValueError(f"seeds must hold one seed a row, {num_rows} in all; got {len(seeds)}.")
+    for row, seed in enumerate(seeds):
+        check_int(f"seeds[{row}]", seed, low=0, high=2**63 - 1)
+    return [row[0] for row in row_seeds_of(num_rows, 1, params, [[seed] for seed in seeds])]
 
 
 def _assemble(input_ids: Tensor, new: list[list[int]], pad_id: int) -> Tensor:

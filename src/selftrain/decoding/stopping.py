@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from selftrain._core.checks import check_int
+
 
 class Ending(NamedTuple):
     """The part of a generated sequence that counts."""
@@ -36,7 +38,9 @@ class Stopping:
     def ending(self, token_ids: Sequence[int], *, budget: int) -> Ending:
         """Cut ``token_ids`` after the first end-of-sequence id, or before the first stop string.
 
-        The tokens kept are those up to the last one that contributes to the text kept.
+        The first stop string is the one that is complete first: one that begins earlier may still
+        have been incomplete when the row ended. The tokens kept are those up to the last one that
+        contributes to the text kept.
         """
         num_tokens = min(len(token_ids), budget)
         reason: Literal["stop", "length"] | None = "length" if num_tokens == budget else None
@@ -45,10 +49,10 @@ class Stopping:
                 num_tokens, reason = index + 1, "stop"
                 break
         text = self.decode(token_ids[:num_tokens])
-        found = [at for at in (text.find(s) for s in self.stop) if at >= 0]
+        found = [(at + len(s), at) for s in self.stop if (at := text.find(s)) >= 0]
         if not found:
             return Ending(num_tokens, text, reason)
-        text = text[: min(found)]
+        text = text[: min(found)[1]]
         low, high = 0, num_tokens  # the fewest tokens whose text covers what is kept
         while low < high:
             middle = (low + high) // 2
@@ -78,6 +82,9 @@ class StopScan:
 
     def __init__(self, stopping: Stopping) -> None:
         self.stopping, self._scanned = stopping, 0
+        # Tokens without text must not push the beginning of a stop string out of sight.
+        self._silent = frozenset(getattr(stopping.tokenizer, "all_special_ids", ()))
+        self._tail: list[int] = []
         # A character can take four tokens of one byte each; one more for a space lost at the start.
         self._overlap = 4 * max(map(len, stopping.stop), default=0) + 1
 
@@ -92,7 +99,9 @@ class StopScan:
         fresh = token_ids[self._scanned :]
         suspect = len(token_ids) >= budget or not stopping.eos_token_ids.isdisjoint(fresh)
         if stopping.stop and not suspect:
-            window = stopping.decode(token_ids[max(0, self._scanned - self._overlap) :])
+            audible = (t for t in fresh if t not in self._silent)
+            self._tail = [*self._tail[-self._overlap :], *audible]
+            window = stopping.decode(self._tail)
             suspect = any(s in window for s in stopping.stop)
         self._scanned = len(token_ids)
         if not suspect:
@@ -116,4 +125,7 @@ def resolve_eos(
         given = tokenizer.eos_token_id
     if given is None:
         return frozenset()
-    return frozenset([given] if isinstance(given, int) else given)
+    given = [given] if isinstance(given, int) else given
+    for token in given:
+        check_int("eos_token_ids", token, low=0)
+    return frozenset(given)

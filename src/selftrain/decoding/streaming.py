@@ -31,15 +31,16 @@ class RowStream:
 
     def _num_safe(self, token_ids: list[int]) -> int:
         """Return how many tokens cannot be part of a stop string that is still to come."""
-        num, stop = len(token_ids), self.stopping.stop
+        num, stop, decode = len(token_ids), self.stopping.stop, self.stopping.decode
         if not stop:
             return num
-        text = self.stopping.decode(token_ids)
-        held = max(_overlap(text, s) for s in stop)
-        if text.endswith("\ufffd"):  # the first bytes of a character
-            held = max(held, 1)
-        safe = text[: len(text) - held]
-        while num > self._sent and not safe.startswith(self.stopping.decode(token_ids[:num])):
+        # The first bytes of a character may be those of one in a stop string.
+        whole = decode(token_ids).rstrip("\ufffd")
+        safe = whole[: len(whole) - max(_overlap(whole, s) for s in stop)]
+        while num > self._sent and not safe.startswith(text := decode(token_ids[:num])):
+            num -= 1
+        # Tokens without text go with a stop string that follows them.
+        while num > self._sent and decode(token_ids[: num - 1]) == text:
             num -= 1
         return num
 
