@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -152,7 +152,7 @@ def frontier(
     ax.grid(axis="x", color=_GRID, linewidth=0.8)
     colors, markers, greys = cycle(COLORS[:5]), cycle("osD^v"), cycle("xP+*")
     for label, (costs, gains) in curves.items():
-        style = {"color": next(colors), "marker": next(markers), "zorder": 3}
+        style: dict[str, Any] = {"color": next(colors), "marker": next(markers), "zorder": 3}
         if label in baselines:
             style = {"color": _FAINT, "marker": next(greys), "linestyle": (0, (4, 3))}
         ax.plot(costs, gains, label=label, linewidth=1.5, markersize=5, **style)

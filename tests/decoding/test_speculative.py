@@ -186,7 +186,7 @@ def test_models_that_differ_by_padding_work_with_their_tokenizer(make_llama, cha
 )
 def test_bad_calls_are_named(pair, change, message):
     with pytest.raises(ValueError, match=message):
-        SpeculativeDecoder(*pair).generate(IDS, **change)
+        SpeculativeDecoder(*pair).generate(IDS, **{"attention_mask": MASK, **change})
 
 
 def test_an_empty_prompt_is_refused(pair):

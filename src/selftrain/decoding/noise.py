@@ -11,15 +11,18 @@ _WINDOW = 64  # positions whose noise is computed at once: Philox is cheap only 
 
 
 class BlockNoise:
-    """The noise of one block: uniforms ``[batch, slot]``, and Gumbel noise where asked for."""
+    """The noise of one block: uniforms ``[batch, slot]``, and Gumbel noise where asked for.
+
+    ``seeds`` and ``starts`` address it, for kernels that make their own.
+    """
 
     def __init__(self, uniforms: Tensor, seeds: Tensor, starts: Tensor) -> None:
-        self._uniforms, self._seeds, self._starts = uniforms, seeds, starts
+        self._uniforms, self.seeds, self.starts = uniforms, seeds, starts
         self._gumbel: Tensor | None = None
 
     def cut(self, num_slots: int) -> "BlockNoise":
         """Return the noise of the first slots: the drafter proposed less than was asked for."""
-        return BlockNoise(self._uniforms[:, :, :num_slots], self._seeds, self._starts)
+        return BlockNoise(self._uniforms[:, :, :num_slots], self.seeds, self.starts)
 
     @property
     def draft(self) -> Tensor:
@@ -42,10 +45,10 @@ class BlockNoise:
         Keyed by each token's own position and nothing else: the same in every block that comes by.
         """
         if self._gumbel is None:
-            slots = torch.arange(self._uniforms.shape[2], device=self._starts.device)
-            positions = self._starts.unsqueeze(1) + slots
+            slots = torch.arange(self._uniforms.shape[2], device=self.starts.device)
+            positions = self.starts.unsqueeze(1) + slots
             self._gumbel = gumbel(
-                self._seeds.unsqueeze(1), position=positions, vocab_size=vocab_size, dtype=dtype
+                self.seeds.unsqueeze(1), position=positions, vocab_size=vocab_size, dtype=dtype
             )
         return self._gumbel
 

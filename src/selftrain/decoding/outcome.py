@@ -27,12 +27,15 @@ class SpeculativeStats:
 
     @property
     def analytic_acceptance(self) -> float:
-        """Mean probability of acceptance at the tested positions: the rate, with less noise."""
+        """Mean of sum_v min(p, q) at the tested positions: the acceptance of the token rule.
+
+        With that rule it is the acceptance rate, with less noise; the block rule accepts more.
+        """
         return _ratio(self.total_overlap, self.num_tested)
 
     @property
     def acceptance_rate(self) -> float:
-        """Accepted over tested: estimates the mean of sum_v min(p, q)."""
+        """Accepted over tested; with the token rule it estimates :attr:`analytic_acceptance`."""
         return _ratio(self.num_accepted, self.num_tested)
 
     @property

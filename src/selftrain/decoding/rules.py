@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -11,12 +11,15 @@ from selftrain.decoding.drafters.protocol import Draft
 from selftrain.decoding.noise import BlockNoise
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.sampler import warp
+from selftrain.kernels._dispatch import Backend, choose
 from selftrain.ops.lenience import (
     LenienceRule,
     LenientVerdict,
     MixtureLenience,
     verify_lenient,
 )
+from selftrain.ops.philox import Stream
+from selftrain.ops.verification import sample_tokens, verify_draft
 from selftrain.ops.verify import (
     Verdict,
     verify_block,
@@ -99,6 +102,57 @@ class SampledRule:
         )
 
 
+class KernelRule:
+    """The sampling rules in Triton: raw logits go in, and the kernels warp and make the noise."""
+
+    def __init__(self, params: SamplingParams, verifier: Verifier, backend: Backend) -> None:
+        self.verifier: Verifier = verifier
+        self._options: dict[str, Any] = {
+            "temperature": params.temperature,
+            "top_k": params.top_k,
+            "top_p": params.top_p,
+            "min_p": params.min_p,
+            "backend": backend,
+        }
+
+    def pick(self, logits: Tensor, noise: BlockNoise, slot: int) -> tuple[Tensor, Tensor | None]:
+        """Draw from the warped law, and pass the raw logits on."""
+        if self.verifier == "coupled":
+            position = noise.starts + slot
+            none = logits.new_zeros(len(logits), 0, dtype=torch.long)
+            verdict = verify_draft(
+                logits.unsqueeze(1),
+                None,
+                none,
+                rule="coupled",
+                seeds=noise.seeds,
+                starts=position,
+                **self._options,
+            )
+            return verdict.next_tokens, None
+        tokens = sample_tokens(
+            logits,
+            seeds=noise.seeds,
+            positions=noise.starts,
+            stream=Stream.DRAFT,
+            slot=slot,
+            **self._options,
+        )
+        return tokens, logits
+
+    def judge(self, logits: Tensor, draft: Draft, noise: BlockNoise) -> Judgement:
+        """Verify on the device."""
+        return verify_draft(
+            logits,
+            draft.logits,
+            draft.tokens,
+            rule=self.verifier,
+            seeds=noise.seeds,
+            starts=noise.starts,
+            **self._options,
+        )
+
+
 class CoupledRule:
     """Both models take the argmax of logits plus the same noise: the draft guesses the sample."""
 
@@ -118,14 +172,33 @@ class CoupledRule:
 
 
 def rule_for(
-    params: SamplingParams, verifier: Verifier | None, lenience: LenienceRule | None
+    params: SamplingParams,
+    verifier: Verifier | None,
+    lenience: LenienceRule | None,
+    *,
+    backend: Backend,
+    like: Tensor,
 ) -> Rule:
-    """Return the rule for these parameters; at temperature 0 every verifier is the greedy one."""
+    """Return the rule for these parameters; at temperature 0 every verifier is the greedy one.
+
+    Args:
+        params: How to draw.
+        verifier: How to test; None for the default.
+        lenience: A lossy rule, or None.
+        backend: Where the sampling rules run; greedy and lossy ones are eager torch.
+        like: A tensor of the device and dtype of the logits.
+
+    Raises:
+        ValueError: If the backend cannot run there.
+    """
+    chosen = choose(backend, like)
     if params.greedy:
         return GreedyRule() if lenience is None else LenientGreedyRule(lenience)
     if lenience is not None:
         rule = "block" if verifier == "block" else "token"
         return SampledRule(params, partial(verify_lenient, lenience=lenience, rule=rule))
+    if chosen == "triton":
+        return KernelRule(params, verifier or "block", backend)
     if verifier == "coupled":
         return CoupledRule(params)
     return SampledRule(params, verify_tokens if verifier == "token" else verify_block)

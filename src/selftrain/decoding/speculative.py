@@ -25,6 +25,7 @@ from selftrain.decoding.sampler import check_room, row_seeds_of
 from selftrain.decoding.stopping import Stopping, StopScan, resolve_eos
 from selftrain.decoding.streaming import RowStream, Sink, sink_of
 from selftrain.decoding.tree import TreeSteps, tree_rule_for
+from selftrain.kernels._dispatch import Backend
 from selftrain.nn.modes import training_mode
 from selftrain.ops.lenience import LenienceRule
 
@@ -54,6 +55,8 @@ class SpeculativeDecoder:
             law: the statistics then say ``lossless=False`` and bound the distance.
         cache: "slots" keeps each token of a row at its own place, so that rolling back costs
             nothing; "dynamic" is for models that refuse it, and slower.
+        backend: Where proposals are drawn and tested: "triton" kernels, "eager" torch, or "auto",
+            which takes the kernels on a GPU.
         compile: Compile the models' steps with ``torch.compile``, on first use and for a minute or
             more; this decoder keeps them. The weights must not change afterwards. On a CPU it needs
             a C++ compiler, on a GPU it records CUDA graphs.
@@ -79,6 +82,7 @@ class SpeculativeDecoder:
         verifier: Verifier | None = None,
         lenience: LenienceRule | None = None,
         cache: CacheKind = "slots",
+        backend: Backend = "auto",
         compile: bool = False,
     ) -> None:
         if isinstance(num_draft_tokens, str):
@@ -86,6 +90,7 @@ class SpeculativeDecoder:
         else:
             check_int("num_draft_tokens", num_draft_tokens, low=0)
         check_choice("verifier", verifier, (None, "token", "block", "coupled"))
+        check_choice("backend", backend, ("auto", "eager", "triton"))
         check_lenience(verifier, lenience)
         self._caches = CacheOpener(target, cache, role="target", compile=compile)
         if isinstance(draft, torch.nn.Module):
@@ -100,6 +105,7 @@ class SpeculativeDecoder:
         self.target, self.tokenizer = target, tokenizer
         self.num_draft_tokens = num_draft_tokens
         self.verifier, self.lenience = verifier, lenience
+        self.backend: Backend = backend
 
     def generate(
         self,
@@ -232,7 +238,13 @@ class SpeculativeDecoder:
             prompts=prompts,
             max_new_tokens=params.max_new_tokens,
             device=self.target.device,
-            rule=rule_for(params, self.verifier, self.lenience),
+            rule=rule_for(
+                params,
+                self.verifier,
+                self.lenience,
+                backend=self.backend,
+                like=next(self.target.parameters()),
+            ),
             pacer=pacer,
             seeds=seeds,
             stops=[StopScan(stopping) for _ in prompts],

@@ -25,6 +25,7 @@ from selftrain.ops.philox import Stream, gumbel, philox, uniform
 from selftrain.ops.tree import (
     TreeVerdict,
     ancestor_mask,
+    inner_nodes,
     node_depths,
     verify_tree,
     verify_tree_greedy,
@@ -60,6 +61,7 @@ __all__ = [
     "forward_kl",
     "generalized_jsd",
     "gumbel",
+    "inner_nodes",
     "inverse_cdf",
     "masked_mean",
     "node_depths",
