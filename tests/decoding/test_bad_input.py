@@ -69,7 +69,7 @@ def test_lenience_lies_in_its_range(make, message):
 def test_lenience_is_a_rule_that_goes_with_the_verifier(pair):
     with pytest.raises(TypeError, match=r"lenience must be a Lenience, .* got 0.5"):
         SpeculativeDecoder(*pair, lenience=0.5)
-    with pytest.raises(ValueError, match="verifier='coupled'.*takes no lenience"):
+    with pytest.raises(ValueError, match=r"verifier='coupled'.*takes no lenience"):
         SpeculativeDecoder(*pair, verifier="coupled", lenience=MixtureLenience(weight=0.1))
     with pytest.raises(ValueError, match="Lenience is not; use MixtureLenience, or verifier='tok"):
         SpeculativeDecoder(*pair, verifier="block", lenience=Lenience(epsilon=0.5))
@@ -222,7 +222,7 @@ def test_a_model_that_cannot_roll_back_is_refused_with_the_reason(
 
 def test_a_window_is_refused_where_slots_would_do(make_model):
     model = make_model("mistral")
-    with pytest.raises(TypeError, match="sliding-window.*cache='slots' can drive it"):
+    with pytest.raises(TypeError, match=r"sliding-window.*cache='slots' can drive it"):
         SpeculativeDecoder(model, NGramDrafter(), cache="dynamic")
 
 
@@ -256,7 +256,7 @@ def test_a_text_that_outgrows_the_positions_is_refused(make_llama, role):
 
 def test_a_source_that_outgrows_the_encoders_positions_is_refused(make_model):
     model = make_model("bart")
-    with pytest.raises(ValueError, match="70 tokens .*the target has 64"):
+    with pytest.raises(ValueError, match=r"70 tokens .*the target has 64"):
         generate((model, model), input_ids=torch.full((1, 70), 5), attention_mask=None)
 
 

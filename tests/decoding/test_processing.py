@@ -187,7 +187,7 @@ def test_a_constraint_holds_whatever_the_draft_proposes(pair):
 
 def test_a_processor_that_counts_rows_takes_one_row(pair):
     constraint = PrefixConstrainedLogitsProcessor(lambda row, text: [row + 3], num_beams=1)
-    with pytest.raises(ValueError, match="PrefixConstrained.*each of the 4 .*one row at a time"):
+    with pytest.raises(ValueError, match=r"PrefixConstrained.*each of the 4 .*one row at a time"):
         SpeculativeDecoder(*pair).generate(
             IDS, attention_mask=MASK, params=GREEDY, logits_processor=[constraint]
         )

@@ -4,6 +4,12 @@ import torch
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.sampler import HFSampler
 from selftrain.decoding.speculative import SpeculativeDecoder
+from selftrain.ops.lenience import (
+    Lenience,
+    LeviathanLenience,
+    MixtureLenience,
+    TypicalAcceptance,
+)
 
 IDS = torch.tensor([[0, 0, 5, 6], [0, 3, 4, 5], [9, 8, 7, 6], [0, 0, 0, 4]])
 MASK = (IDS > 0).long()
@@ -12,19 +18,6 @@ ROWS = [[5, 6], [3, 4, 5], [9, 8, 7, 6], [4]]
 
 def greedy(**changes):
     return SamplingParams(**{"max_new_tokens": 30, "temperature": 0, **changes})
-
-
-@pytest.fixture(scope="module")
-def pair(make_llama):
-    """A target, and a draft that agrees with it often: its own weights, disturbed."""
-    target = make_llama(sharpness=2.5).double()
-    draft = make_llama(sharpness=2.5).double()
-    rng = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in draft.parameters():
-            noise = torch.randn(parameter.shape, generator=rng, dtype=parameter.dtype)
-            parameter.add_(noise * parameter.std().nan_to_num() * 0.3)
-    return target, draft
 
 
 @pytest.mark.parametrize("num_draft_tokens", [0, 1, 2, 5, 40])
@@ -210,3 +203,116 @@ def test_nan_logits_are_an_error(make_llama):
     target.lm_head.weight.data[3] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
         decoder.generate(torch.tensor([[5]]), params=greedy())
+
+
+WINDOWED = ["mistral", "gemma2", "gemma3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cache"),
+    [
+        *[(name, "slots") for name in [*WINDOWED, "gpt2", "opt", "qwen3", "gptneox"]],
+        *[(name, "dynamic") for name in ["gpt2", "opt", "qwen3", "bloom", "falcon"]],
+    ],
+)
+@pytest.mark.parametrize("num_draft_tokens", [0, 1, 5, 40, "auto"])
+def test_greedy_output_of_every_architecture_is_that_of_transformers(
+    make_model, name, cache, num_draft_tokens
+):
+    """Ragged rows that outgrow the window of 4; the draft is the target, its head disturbed.
+
+    Each row alone is the oracle: in a padded batch transformers' own Gemma 2 and Bloom differ from
+    their uncached forwards.
+    """
+    target, draft = (make_model(name, sharpness=2.0).double() for _ in range(2))
+    rng = torch.Generator().manual_seed(0)
+    embedding = draft.get_input_embeddings().weight
+    with torch.no_grad():
+        noise = torch.randn(embedding.shape, generator=rng, dtype=embedding.dtype)
+        embedding += 0.2 * embedding.std() * noise
+    decoder = SpeculativeDecoder(target, draft, num_draft_tokens=num_draft_tokens, cache=cache)
+    got = decoder.generate(IDS, attention_mask=MASK, params=greedy(max_new_tokens=20))
+    for prompt, tokens in zip(ROWS, got.new_tokens(), strict=True):
+        want = target.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)
+        assert want[0, len(prompt) :].tolist() == tokens
+    if num_draft_tokens == 5:
+        assert got.stats.num_accepted > 0
+
+
+RULES = [
+    Lenience(epsilon=0.5),
+    Lenience(epsilon=0.5, kind="square", residual="p-lq"),
+    Lenience(epsilon=0.5, kind="exponential"),
+    LeviathanLenience(lenience=0.5),
+    MixtureLenience(weight=0.3),
+    TypicalAcceptance(),
+]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+def test_lossy_rules_say_so_and_bound_the_distance(pair, rule, temperature):
+    params = SamplingParams(max_new_tokens=3, temperature=temperature, seed=1)
+    many = torch.tensor([[5, 6]] * 16)
+    exact, lossy = (
+        SpeculativeDecoder(*pair, lenience=lenience, num_draft_tokens=2)
+        .generate(many, params=params)
+        .stats
+        for lenience in (None, rule)
+    )
+    assert exact.lossless
+    assert exact.tv_bound == 0
+    assert not lossy.lossless
+    assert 0 < lossy.tv_bound <= 1 or temperature == 0
+    assert not (exact + lossy).lossless
+    assert (exact + lossy).tv_bound == lossy.tv_bound
+    long = SamplingParams(max_new_tokens=60, temperature=1.0, seed=1)
+    decoder = SpeculativeDecoder(*pair, lenience=rule)
+    assert decoder.generate(many, params=long).stats.tv_bound <= 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize(
+    ("rule", "verifier"),
+    [
+        *[(Lenience(epsilon=1.0, kind=kind), "token") for kind in ("linear", "square")],
+        (Lenience(epsilon=1.0, kind="exponential", residual="p-lq"), "token"),
+        (LeviathanLenience(lenience=1.0), "token"),
+        (MixtureLenience(weight=0.0), "token"),
+        (MixtureLenience(weight=0.0), "block"),
+    ],
+)
+def test_a_rule_without_lenience_is_the_exact_one_token_for_token(
+    pair, rule, verifier, temperature
+):
+    params = SamplingParams(max_new_tokens=40, temperature=temperature, seed=9)
+    exact, lossless = (
+        SpeculativeDecoder(*pair, verifier=verifier, lenience=lenience).generate(
+            IDS, attention_mask=MASK, params=params
+        )
+        for lenience in (None, rule)
+    )
+    assert lossless.new_tokens() == exact.new_tokens()
+    assert lossless.stats.num_accepted == exact.stats.num_accepted
+    assert lossless.stats.lossless
+    assert lossless.stats.tv_bound == 0
+
+
+@pytest.mark.parametrize("verifier", ["token", "block", "coupled"])
+def test_statistics_are_sums_over_blocks(pair, verifier):
+    decoder = SpeculativeDecoder(*pair, num_draft_tokens=4, verifier=verifier)
+    params = SamplingParams(max_new_tokens=33, seed=2)
+    output = decoder.generate(
+        IDS, attention_mask=MASK, params=params, eos_token_ids=(), return_blocks=True
+    )
+    stats, blocks = output.stats, output.blocks
+    assert stats.num_target_calls == len(blocks)
+    assert stats.num_drafted == sum(len(b.drafted) for b in blocks)
+    assert stats.num_accepted == sum(b.num_accepted for b in blocks)
+    assert stats.num_tested == sum(min(b.num_accepted + 1, len(b.drafted)) for b in blocks)
+    assert stats.num_accepted + len(blocks) == int(output.lengths.sum()) == 4 * 33
+    assert stats.acceptance_rate == stats.num_accepted / stats.num_tested
+    assert stats.accepted_fraction == stats.num_accepted / stats.num_drafted
+    assert stats.block_efficiency == 4 * 33 / len(blocks)
+    assert 0 < stats.analytic_acceptance <= 1
+    assert all(len(b.drafted) <= 4 for b in blocks)

@@ -5,27 +5,44 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, RepetitionPenaltyLogitsProcessor
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.processing import WARPERS, Processor
+from selftrain.decoding.streaming import Sink, sink_of
 
 if TYPE_CHECKING:
     from selftrain.decoding.speculative import SpeculativeDecoder
 
 # These ask for what a block does not keep.
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+# What generate hands on in any case, and what follows from the mask or changes no output.
+_HARMLESS = (
+    "past_key_values",
+    "position_ids",
+    "use_cache",
+    "logits_to_keep",
+    "tokenizer",
+    "synced_gpus",
+    "output_attentions",
+    "output_hidden_states",
+)
 _CRITERIA = ("MaxLengthCriteria", "EosTokenCriteria", "StopStringCriteria")
 
 
-def as_custom_generate(decoder: "SpeculativeDecoder") -> Callable[..., Any]:
+def as_custom_generate(
+    decoder: "SpeculativeDecoder", *, streamer: BaseStreamer | Sink | None = None
+) -> Callable[..., Any]:
     """Return the decoding loop that ``generate`` of transformers takes as ``custom_generate``.
 
     ``generate`` prepares as always: generation config, processors, stopping criteria. What cannot
     be honoured exactly is refused. A stop string is cut off here, where transformers keeps it.
+    Of its arguments ``generate`` keeps ``streamer`` and ``tokenizer`` from the loop: the streamer
+    is given here, and stop strings as a ``StopStringCriteria``.
     """
+    own_streamer = streamer
 
     def generate(
         model: PreTrainedModel,
@@ -34,20 +51,26 @@ def as_custom_generate(decoder: "SpeculativeDecoder") -> Callable[..., Any]:
         stopping_criteria: Sequence[Any] | None = None,
         generation_config: GenerationConfig | None = None,
         streamer: BaseStreamer | None = None,
-        **kwargs: Any,  # a name for attention_mask here would have transformers pass it twice
+        **kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         if model is not decoder.target:
             raise ValueError(
                 "custom_generate was made for another model; call generate of decoder.target."
             )
+        # Named, it would be taken for an argument of this loop, and kept from the preparations.
+        attention_mask = kwargs.pop("attention_mask", None)
         config = generation_config or model.generation_config
-        _check(config, kwargs)
-        mask = kwargs.get("attention_mask")
-        given = [_for_single_rows(p, mask) for p in logits_processor or ()]
-        processors, params = _laws(config, given)
-        output = decoder._decode(  # the streamer has been given the prompt already
+        _check(config, kwargs, attention_mask)
+        processors, params = _laws(config, list(logits_processor or ()))
+        if streamer is not None:  # it has been given the prompt already
+            sink, finish = _sink(streamer, len(input_ids)), streamer.end
+        elif own_streamer is not None:
+            sink, finish = sink_of(own_streamer, input_ids)
+        else:
+            sink, finish = None, None
+        output = decoder._decode(
             input_ids,
-            attention_mask=mask,
+            attention_mask=attention_mask,
             params=SamplingParams(
                 max_new_tokens=config.max_length - input_ids.shape[1],
                 stop=_stop_strings(list(stopping_criteria or ())),
@@ -55,10 +78,13 @@ def as_custom_generate(decoder: "SpeculativeDecoder") -> Callable[..., Any]:
             ),
             eos_token_ids=_eos(config),
             processors=processors,
-            sink=None if streamer is None else _sink(streamer, len(input_ids)),
+            # generate made its processors for padded rows, and counts from their beginning.
+            contexts=input_ids.tolist(),
+            pad_token_id=config.pad_token_id,
+            sink=sink,
         )
-        if streamer is not None:
-            streamer.end()
+        if finish is not None:
+            finish()
         if getattr(config, "return_dict_in_generate", False):
             return GenerateDecoderOnlyOutput(sequences=output.sequences)  # pyrefly: ignore
         return output.sequences
@@ -66,7 +92,7 @@ def as_custom_generate(decoder: "SpeculativeDecoder") -> Callable[..., Any]:
     return generate
 
 
-def _check(config: GenerationConfig, kwargs: dict[str, Any]) -> None:
+def _check(config: GenerationConfig, kwargs: dict[str, Any], attention_mask: Tensor | None) -> None:
     asked = [name for name in _OUTPUTS if getattr(config, name, False)]
     if asked:
         raise ValueError(f"speculative decoding keeps no {asked[0]}; leave it out.")
@@ -77,20 +103,14 @@ def _check(config: GenerationConfig, kwargs: dict[str, Any]) -> None:
     cache = kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise ValueError("past_key_values holds tokens already; pass the whole prompt instead.")
-
-
-def _for_single_rows(processor: Processor, mask: Tensor | None) -> Processor:
-    """Return the processor as it is for a row by itself, without padding."""
-    ignored = getattr(processor, "prompt_ignore_length", None)
-    if not isinstance(ignored, Tensor):
-        return processor
-    # What generate itself passes is the padding before each row.
-    if mask is None or not torch.equal(ignored.cpu(), (mask != 0).int().argmax(1).cpu()):
-        raise ValueError(
-            f"a {type(processor).__name__} has a prompt_ignore_length for each row; rows are "
-            "processed one by one, so pass one integer."
-        )
-    return RepetitionPenaltyLogitsProcessor(processor.penalty)  # pyrefly: ignore
+    unknown = [k for k, value in kwargs.items() if value is not None and k not in _HARMLESS]
+    if unknown:
+        raise ValueError(f"{unknown[0]} is not passed on to the models; leave it out.")
+    positions = kwargs.get("position_ids")
+    if positions is not None:
+        mask = torch.ones_like(positions) if attention_mask is None else attention_mask.long()
+        if not torch.equal((mask.cumsum(-1) - 1) * mask, positions * mask):
+            raise ValueError("position_ids must count each row's tokens from 0; leave them out.")
 
 
 def _laws(

@@ -117,6 +117,7 @@ class Run:
         width = max(map(len, prompts)) + max_new_tokens + pacer.max_draft_tokens + 1
         rows = [[*p, *([0] * (width - len(p)))] for p in prompts]
         self.prompts = prompts
+        self.contexts = prompts  # what processors read before a row's new tokens
         self.tokens = torch.tensor(rows, device=device)
         self.lengths = torch.tensor([len(p) for p in prompts], device=device)
         self.limits = self.lengths + max_new_tokens
@@ -209,21 +210,22 @@ class Run:
         """Apply the processors to ``[batch, places, vocab]``, the last after all of ``ahead``."""
         drawn = torch.stack(ahead, 1).tolist() if ahead else [[]] * len(self.active)
         prefixes = [
-            [*self.prompts[r], *self.new[r], *tokens]
+            [*self.contexts[r], *self.new[r], *tokens]
             for r, tokens in zip(self.active, drawn, strict=True)
         ]
-        return process(self.processors, logits, prefixes)
+        return process(self.processors, logits, prefixes, rows=self.active)
 
     def _process_nodes(
         self, logits: Tensor, tokens: Tensor, paths: Sequence[Sequence[int]]
     ) -> Tensor:
         """Apply the processors to places of a tree, each with the nodes on its own path."""
         prefixes = [
-            [*self.prompts[r], *self.new[r], *(nodes[i] for i in path)]
+            [*self.contexts[r], *self.new[r], *(nodes[i] for i in path)]
             for r, nodes in zip(self.active, tokens.tolist(), strict=True)
             for path in paths
         ]
-        scores = process(self.processors, logits.flatten(0, 1).unsqueeze(1), prefixes)
+        rows = [r for r in self.active for _ in paths]
+        scores = process(self.processors, logits.flatten(0, 1).unsqueeze(1), prefixes, rows=rows)
         return scores.view(*logits.shape[:2], -1)
 
     def _append(self, draft: Draft, slots: Tensor, verdict: Judgement | TreeVerdict) -> None:

@@ -44,7 +44,7 @@ class BlockNoise:
 
         Keyed by each token's own position and nothing else: the same in every block that comes by.
         """
-        if self._gumbel is None:
+        if self._gumbel is None or self._gumbel.dtype != dtype:  # models may differ in theirs
             slots = torch.arange(self._uniforms.shape[2], device=self.starts.device)
             positions = self.starts.unsqueeze(1) + slots
             self._gumbel = gumbel(

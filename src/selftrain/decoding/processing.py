@@ -1,6 +1,8 @@
 """Logits processors of transformers inside a block, each place with its own prefix."""
 
+import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +69,11 @@ def check_scope(processors: Sequence[Processor], num_rows: int) -> None:
 
 
 def process(
-    processors: Sequence[Processor], logits: Tensor, texts: Sequence[Sequence[int]]
+    processors: Sequence[Processor],
+    logits: Tensor,
+    texts: Sequence[Sequence[int]],
+    *,
+    rows: Sequence[int] | None = None,
 ) -> Tensor:
     """Apply processors to logits of consecutive places, each seeing the tokens before it alone.
 
@@ -78,11 +84,13 @@ def process(
         processors: Applied in their order.
         logits: Raw logits ``[batch, places, vocab]``.
         texts: Each row's tokens up to the one before the last place.
+        rows: Their numbers, for processors that hold a length for each row.
     """
     scores = logits if logits.dtype == torch.float64 else logits.float()
     num_places = logits.shape[1]
-    rows = []
-    for row, text in zip(scores, texts, strict=True):
+    processed = []
+    for index, (row, text) in enumerate(zip(scores, texts, strict=True)):
+        own = processors if rows is None else [_of_row(p, rows[index]) for p in processors]
         ids = torch.tensor([list(text)], device=logits.device).clamp(min=0)
         first = ids.shape[1] - num_places + 1
         places = []
@@ -91,8 +99,18 @@ def process(
                 places.append(row[place:])
                 break
             scored = row[place : place + 1]
-            for processor in processors:
+            for processor in own:
                 scored = processor(ids[:, : first + place], scored)
             places.append(scored)
-        rows.append(torch.cat(places))
-    return torch.stack(rows)
+        processed.append(torch.cat(places))
+    return torch.stack(processed)
+
+
+def _of_row(processor: Processor, row: int) -> Processor:
+    """Return the processor for one row: a repetition penalty may hold a length for each."""
+    lengths = getattr(processor, "prompt_ignore_length", None)
+    if not isinstance(lengths, Tensor):
+        return processor
+    own: Any = copy.copy(processor)
+    own.prompt_ignore_length = lengths[row : row + 1]
+    return own

@@ -156,14 +156,19 @@ class SpeculativeDecoder:
             finish()
         return output
 
-    def as_custom_generate(self) -> Callable[..., Any]:
+    def as_custom_generate(
+        self, *, streamer: BaseStreamer | Sink | None = None
+    ) -> Callable[..., Any]:
         """Return what ``target.generate`` of transformers takes as ``custom_generate``.
+
+        Args:
+            streamer: As for :meth:`generate`; transformers does not pass its own to the loop.
 
         Example:
             >>> loop = decoder.as_custom_generate()  # doctest: +SKIP
             >>> target.generate(input_ids, custom_generate=loop)  # doctest: +SKIP
         """
-        return as_custom_generate(self)
+        return as_custom_generate(self, streamer=streamer)
 
     def _decode(
         self,
@@ -176,6 +181,8 @@ class SpeculativeDecoder:
         sink: Sink | None,
         seeds: Sequence[int] | None = None,
         return_blocks: bool = False,
+        contexts: Sequence[Sequence[int]] | None = None,
+        pad_token_id: int | None = None,
     ) -> SpeculativeOutput:
         eos = resolve_eos(self.target, self.tokenizer, eos_token_ids)
         prompts = prompt_rows(
@@ -200,10 +207,13 @@ class SpeculativeDecoder:
         stopping = Stopping(eos, params.stop, self.tokenizer)
         with torch.inference_mode(), training_mode(False, self.target, *self.drafter.models):
             run = self._begin(prompts, source, params, row_seeds, stopping, sink, processors)
+            run.contexts = contexts or prompts
             while run.active:
                 run.block()
         return SpeculativeOutput(
-            sequences=_assemble(input_ids, run.new, self._pad_id(eos)),
+            sequences=_assemble(
+                input_ids, run.new, self._pad_id(eos) if pad_token_id is None else pad_token_id
+            ),
             lengths=torch.tensor([len(row) for row in run.new], device=input_ids.device),
             stats=run.stats(lossless=self.lenience is None or self.lenience.lossless),
             blocks=run.blocks() if return_blocks else (),
@@ -310,4 +320,6 @@ def _row_seeds(num_rows: int, params: SamplingParams, seeds: Sequence[int] | Non
 def _assemble(input_ids: Tensor, new: list[list[int]], pad_id: int) -> Tensor:
     longest = max(map(len, new))
     padded = [[*row, *([pad_id] * (longest - len(row)))] for row in new]
-    return torch.cat([input_ids, torch.tensor(padded, device=input_ids.device)], dim=1)
+    # Rows without a single token are of no dtype by themselves.
+    added = torch.tensor(padded, dtype=input_ids.dtype, device=input_ids.device)
+    return torch.cat([input_ids, added], dim=1)
