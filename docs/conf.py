@@ -1,5 +1,6 @@
 """Sphinx settings. The reference pages are written from the public names before each build."""
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ _raw_lines: dict[str, list[str]] = {}
 
 
 def _keep_lines(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    if what == "data" and "\n".join(lines).strip() == (inspect.getdoc(type(value)) or ""):
+        lines.clear()  # a constant of a built-in type is not described by the type's own docstring
     if what in ("attribute", "data"):
         _raw_lines[name] = list(lines)
 

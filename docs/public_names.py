@@ -45,7 +45,21 @@ def pages() -> dict[str, list[PublicName]]:
         if not info.name.startswith("_") and info.name not in NOT_PAGES:
             module = importlib.import_module(f"selftrain.{info.name}")
             found[module.__name__] = _names(module)
+            known = {id(name.value) for name in found[module.__name__]}
+            for inner in _listing_packages(module):
+                names = [name for name in _names(inner) if id(name.value) not in known]
+                found[inner.__name__] = names
     return found
+
+
+def _listing_packages(module: ModuleType) -> list[ModuleType]:
+    """Return the packages right inside ``module`` that list names of their own."""
+    inner = [
+        importlib.import_module(f"{module.__name__}.{info.name}")
+        for info in pkgutil.iter_modules(getattr(module, "__path__", []))
+        if info.ispkg and not info.name.startswith("_")
+    ]
+    return [package for package in inner if hasattr(package, "__all__")]
 
 
 def top_level() -> list[PublicName]:
