@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from selftrain.bench.costs import BareForwards, ForwardCosts
 from selftrain.bench.synthetic import synthetic_pair
-from selftrain.decoding.planner import speedup
+from selftrain.decoding.cost_model import speedup
 
 # The measurement of transformers on two CPU threads: T_d, T_1, T_{g+1}, g and the ceiling.
 MEASURED = [

@@ -35,7 +35,8 @@ def test_compiled_steps_score_as_plain_ones(make_llama, num_rows):
             tokens = torch.randint(2, 45, (num_rows, new), generator=rng)
             positions = (start + torch.arange(new)).expand(num_rows, -1).contiguous()
             plain, compiled = (c.forward(tokens, positions, extent=start + new) for c in caches)
-            torch.testing.assert_close(compiled, plain, atol=1e-9, rtol=0)
+            # transformers' norms compute in float32, whose sums the compiler orders anew
+            torch.testing.assert_close(compiled, plain, atol=1e-6, rtol=0)
 
 
 @pytest.mark.slow
