@@ -1,6 +1,7 @@
 """A model's forward over slots, compiled, for steps of a few tokens: Python costs most there."""
 
 from collections.abc import Collection
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class CompiledStep:
         options: dict[str, Any] = {"guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe}
         if on_gpu:
             options |= {"triton.cudagraphs": True}
-        self._compiled = torch.compile(self._forward, dynamic=False, options=options)
+        step = _own_code(_step, f"step_{id(self):x}")
+        self._compiled = torch.compile(step, dynamic=False, options=options)
 
     def __call__(
         self,
@@ -61,28 +63,40 @@ class CompiledStep:
         """
         # Each shape is a graph of its own; eight are not always enough.
         with torch._dynamo.config.patch(recompile_limit=64):
-            logits = self._compiled(tokens, positions, slots, visible, keys, values)
+            logits = self._compiled(
+                self.model, self._plan, tokens, positions, slots, visible, keys, values
+            )
         # The next replay of a CUDA graph writes to the same memory.
         return logits.clone() if logits.is_cuda else logits
 
-    def _forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor,
-        slots: Tensor,
-        visible: Tensor,
-        keys: list[Tensor],
-        values: list[Tensor],
-    ) -> Tensor:
-        pairs = zip(keys, values, strict=True)
-        layers = [_StaticLayer(key, value, slots) for key, value in pairs]
-        return self.model(
-            input_ids=tokens,
-            attention_mask=self._plan.build(positions, keys[0].shape[2], visible=visible),
-            position_ids=positions,
-            past_key_values=Cache(layers=layers),
-            use_cache=True,
-        ).logits
+
+def _step(
+    model: nn.Module,
+    plan: MaskPlan,
+    tokens: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    visible: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+) -> Tensor:
+    pairs = zip(keys, values, strict=True)
+    layers = [_StaticLayer(key, value, slots) for key, value in pairs]
+    return model(
+        input_ids=tokens,
+        attention_mask=plan.build(positions, keys[0].shape[2], visible=visible),
+        position_ids=positions,
+        past_key_values=Cache(layers=layers),
+        use_cache=True,
+    ).logits
+
+
+def _own_code(function: FunctionType, name: str) -> FunctionType:
+    """Return the function with a code object of its own: that is where compiled graphs are kept.
+
+    With guards on tensors alone, one model's graph would be taken for another's of equal shapes.
+    """
+    return FunctionType(function.__code__.replace(co_name=name), function.__globals__, name)
 
 
 class _StaticLayer(CacheLayerMixin):
