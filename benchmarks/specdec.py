@@ -87,7 +87,7 @@ def measure_table(quick: bool) -> Part:
                     temperature=temperature,
                     # What the peer does; block verification, the default, is measured below.
                     verifier="token" if temperature else "default",
-                    max_new_tokens=16 if quick else {"large": 128, "small": 384}[pair],
+                    max_new_tokens=16 if quick else {"large": 96, "small": 256}[pair],
                     prompt_tokens=32,
                     repeats=1 if quick else 5,
                 )

@@ -26,7 +26,7 @@ def test_compiled_steps_score_as_plain_ones(make_llama, num_rows):
     prompts = torch.randint(2, 45, (num_rows, 5), generator=rng).tolist()
     caches = [
         SlotCache(model, capacity=40),
-        SlotCache(model, capacity=40, step=CompiledStep(model, (1, 3))),
+        SlotCache(model, capacity=40, step=CompiledStep(model), sizes=(1, 3)),
     ]
     with torch.inference_mode():
         for cache in caches:

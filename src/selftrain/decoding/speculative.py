@@ -92,8 +92,12 @@ class SpeculativeDecoder:
         check_choice("verifier", verifier, (None, "token", "block", "coupled"))
         check_choice("backend", backend, ("auto", "eager", "triton"))
         check_lenience(verifier, lenience)
-        sizes = _compiled_sizes(num_draft_tokens) if compile else ()
-        self._caches = CacheOpener(target, cache, role="target", compiled=sizes)
+        if compile and num_draft_tokens == "auto":
+            raise ValueError(
+                "compile=True makes steps of fixed size; give num_draft_tokens a number instead of "
+                "'auto'."
+            )
+        self._caches = CacheOpener(target, cache, role="target", compile=compile)
         if isinstance(draft, torch.nn.Module):
             draft = ModelDrafter(draft, tokenizer=tokenizer, cache=cache, compile=compile)
         elif not all(hasattr(draft, name) for name in ("models", "check", "start")):
@@ -237,7 +241,7 @@ class SpeculativeDecoder:
         block_size = drafter.num_nodes(most) if isinstance(drafter, TreeDrafter) else most
         # One row may be about to end while another has room for a whole block.
         capacity = max(map(len, prompts)) + params.max_new_tokens + block_size
-        cache = self._caches.open(capacity, source)
+        cache = self._caches.open(capacity, source, sizes=(1, most + 1))
         cache.prefill([p[:-1] for p in prompts])
         session = None
         if most:
@@ -290,15 +294,6 @@ class SpeculativeDecoder:
         config = getattr(self.target, "generation_config", None)
         ids = [getattr(holder, name, None) for holder in (config, self.tokenizer)]
         return [token for token in ids if token is not None]
-
-
-def _compiled_sizes(num_draft_tokens: int | Literal["auto"]) -> tuple[int, ...]:
-    if num_draft_tokens == "auto":
-        raise ValueError(
-            "compile=True makes steps of fixed size; give num_draft_tokens a number instead of "
-            "'auto'."
-        )
-    return (1, num_draft_tokens + 1)
 
 
 def _check_tree(

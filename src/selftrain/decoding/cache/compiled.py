@@ -1,6 +1,5 @@
 """A model's forward over slots, compiled, for steps of a few tokens: Python costs most there."""
 
-from collections.abc import Collection
 from types import FunctionType
 from typing import Any
 
@@ -24,11 +23,9 @@ class CompiledStep:
 
     Args:
         model: A causal model in evaluation mode; neither it nor its weights may change afterwards.
-        num_tokens: The numbers of tokens a row for which to compile; others run as they are.
     """
 
-    def __init__(self, model: nn.Module, num_tokens: Collection[int]) -> None:
-        self.num_tokens = frozenset(num_tokens)
+    def __init__(self, model: nn.Module) -> None:
         weight = next(model.parameters())
         on_gpu = weight.device.type == "cuda"
         packable = not on_gpu and weight.dtype in (torch.float32, torch.bfloat16)

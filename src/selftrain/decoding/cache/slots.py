@@ -8,7 +8,7 @@ need no padding rules: what lies beyond a row's length is overwritten before it 
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -79,13 +79,19 @@ class SlotCache:
     Args:
         model: A model for which :func:`slot_obstacle` returns None.
         capacity: Most tokens that a row can hold.
-        step: The model's compiled forward, used for all but prompts.
+        step: The model's compiled forward.
+        sizes: For which numbers of tokens a row to use it; each is a graph of its own.
     """
 
     def __init__(
-        self, model: nn.Module, *, capacity: int, step: CompiledStep | None = None
+        self,
+        model: nn.Module,
+        *,
+        capacity: int,
+        step: CompiledStep | None = None,
+        sizes: Collection[int] = (),
     ) -> None:
-        self.model, self._step = model, step
+        self.model, self._step, self._sizes = model, step, frozenset(sizes)
         self.capacity = capacity
         if step is not None:
             capacity = self.capacity = -(-capacity // CAPACITY_STEP) * CAPACITY_STEP
@@ -125,7 +131,7 @@ class SlotCache:
             Logits ``[batch, new, vocab]`` in the model's dtype.
         """
         step = self._step
-        if step is not None and tokens.shape[1] in step.num_tokens and self._stored():
+        if step is not None and tokens.shape[1] in self._sizes and self._stored():
             logits = self._compiled(step, tokens, positions, slots, visible)
             return logits[:, -1:] if last_only else logits
         self._write.slots, self._write.extent = positions if slots is None else slots, extent

@@ -37,7 +37,7 @@ class ModelDrafter:
         compile: bool = False,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self._caches = CacheOpener(model, cache, role="draft", compiled=(1, 2) if compile else ())
+        self._caches = CacheOpener(model, cache, role="draft", compile=compile)
 
     @property
     def models(self) -> tuple[nn.Module, ...]:
@@ -69,7 +69,7 @@ class ModelDrafter:
     def start(self, setting: Setting) -> "ModelSession":
         """Begin one call of ``generate``."""
         check_room(setting.prompts, setting.params.max_new_tokens, self.model, "draft")
-        cache = self._caches.open(setting.capacity, setting.source)
+        cache = self._caches.open(setting.capacity, setting.source, sizes=(1, 2))
         return ModelSession(cache, num_logits(self.model), setting.vocab_size)
 
 
