@@ -140,14 +140,15 @@ class Run:
             num_drafted, counts = self._chain(lengths, rooms, num_drafted)
         self.counts.append(counts)
         self._retire(counts)
-        self.pacer.observe(
-            num_drafted,
-            time.perf_counter() - began,
-            num_rows=len(counts.rows),
-            num_emitted=sum(counts.accepted) + len(counts.rows),
-            num_tested=sum(counts.tested),
-            overlap=counts.overlap(),
-        )
+        if self.pacer.learns:
+            self.pacer.observe(
+                num_drafted,
+                time.perf_counter() - began,
+                num_rows=len(counts.rows),
+                num_emitted=sum(counts.accepted) + len(counts.rows),
+                num_tested=sum(counts.tested),
+                overlap=counts.overlap(),
+            )
 
     def _tree(self, steps: TreeSteps, lengths: list[int], depth: int) -> BlockCounts:
         """Draft a tree, verify and commit."""

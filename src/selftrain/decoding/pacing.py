@@ -21,6 +21,11 @@ class Pacer(Protocol):
         """The most that it will ever ask for."""
         ...
 
+    @property
+    def learns(self) -> bool:
+        """Whether to call ``observe``, for which the host waits for the device once more."""
+        ...
+
     def next(self) -> int:
         """Return the number of tokens to draft in the coming block; 0 is plain decoding."""
         ...
@@ -51,6 +56,8 @@ class Pacer(Protocol):
 class FixedPacer:
     """Always the same number of draft tokens."""
 
+    learns = False
+
     def __init__(self, num_draft_tokens: int) -> None:
         self.max_draft_tokens = num_draft_tokens
 
@@ -76,6 +83,7 @@ class AutoPacer:
     """
 
     max_draft_tokens = _MOST
+    learns = True
 
     def __init__(self) -> None:
         self._plain: list[float] = []  # seconds of the first plain blocks at this batch size
