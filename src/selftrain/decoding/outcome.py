@@ -22,8 +22,9 @@ class SpeculativeStats:
     lossless: bool = True
     """Whether the output law is exactly the target's."""
     tv_bound: float = 0.0
-    """Bound on the total variation distance between the law of a row and the target's: the sum over
-    its positions of the distance there, at most 1; the largest over rows. 0 where lossless."""
+    """The sum over a row's positions of the total variation distance from the target's law there,
+    at most 1; the largest over rows, 0 where lossless. It is what this run came to: its mean over
+    runs bounds the distance between the law of whole rows and the target's."""
 
     @property
     def analytic_acceptance(self) -> float:

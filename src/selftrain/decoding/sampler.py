@@ -56,8 +56,8 @@ class HFSampler:
     on-policy; it is put into eval mode meanwhile, and no gradient is recorded.
 
     Args:
-        model: Any causal language model of transformers. Models with sliding-window or recurrent
-            layers run through a slower, padded cache.
+        model: Any causal language model of transformers. Models that take no slots, recurrent ones
+            for example, run through a slower, padded cache.
         tokenizer: Encodes prompts, decodes completions, finds stop strings; None where prompts are
             token ids and no text is wanted.
         batch_size: Most rows that are decoded together.
