@@ -61,6 +61,9 @@ def main(output_dir: Path, num_steps: int) -> None:
     accelerator = distiller.accelerator
     finished = {"rank": accelerator.process_index, "world": accelerator.num_processes}
     (output_dir / f"finished{accelerator.process_index}.json").write_text(json.dumps(finished))
+    # A process that leaves while its gloo threads run is aborted now and then.
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 if __name__ == "__main__":
