@@ -22,7 +22,7 @@ from selftrain.distill.texts import check_row, draw_sources, sample_ids
 from selftrain.training.batch import MicroBatch, TokenRow, scored_logits, takes_logits_to_keep
 from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
 from selftrain.training.finetune import Rows
-from selftrain.training.learner import Learner, RowValues
+from selftrain.training.learner import Learner, RowValues, StepLosses
 from selftrain.training.loop import Report, TrainingRun
 from selftrain.training.optim import learning_rate_at
 from selftrain.training.order import batch_indices
@@ -132,7 +132,7 @@ class Distiller:
         rows = self._with_text(encoded, sources, ("sample", step))
         result = self._learner.learn(
             rows,
-            self._token_values,
+            self._losses,
             step=step,
             num_rows=len(batch),
             names=[f"row {i} (source: {source})" for i, source in enumerate(sources)],
@@ -209,7 +209,7 @@ class Distiller:
                 if not row.prompt_ids:
                     raise ValueError(f"row {i} has neither a completion nor a prompt.")
         rows = self._with_text(encoded, sources, ("eval",))
-        result = self._learner.measure(rows, self._token_values, num_rows=len(dataset))
+        result = self._learner.measure(rows, self._losses, num_rows=len(dataset))
         return self._means(result)
 
     def save(self, path: str | Path) -> None:
@@ -323,16 +323,17 @@ class Distiller:
             self._samplers[source] = sampler
         return sampler
 
-    def _token_values(self, batch: MicroBatch) -> dict[str, Tensor]:
+    def _losses(self, batch: MicroBatch, weights: Tensor) -> StepLosses:
         ended = torch.isin(batch.labels, self._ends).float()
         if self.config.divergence == "nll":
-            return {"ended": ended, **text_losses(self._student_logits(batch), batch.labels)}
-        # The teacher first: its activations are gone before the student's graph is built.
-        with torch.no_grad(), self.accelerator.autocast():
-            slices = self._slices[id(self.teacher)]
-            teacher_logits = scored_logits(self.teacher, batch, slices_logits=slices)
-        losses = token_losses(self._student_logits(batch), teacher_logits, self.config)
-        return {"ended": ended, **losses}
+            values = text_losses(self._student_logits(batch), batch.labels)
+        else:
+            # The teacher first: its activations are gone before the student's graph is built.
+            with torch.no_grad(), self.accelerator.autocast():
+                slices = self._slices[id(self.teacher)]
+                teacher_logits = scored_logits(self.teacher, batch, slices_logits=slices)
+            values = token_losses(self._student_logits(batch), teacher_logits, self.config)
+        return StepLosses((values["loss"] * weights).sum(), {"ended": ended, **values})
 
     def _student_logits(self, batch: MicroBatch) -> Tensor:
         slices = self._slices[id(self.student)]
