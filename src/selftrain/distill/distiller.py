@@ -15,11 +15,12 @@ from selftrain._core.config import load_json, save_json
 from selftrain._core.io import atomic_folder
 from selftrain._core.rng import derive
 from selftrain.distill.config import DistillConfig, Source
-from selftrain.distill.losses import text_losses, token_losses
+from selftrain.distill.losses import step_losses
 from selftrain.distill.pair import check_pair, end_tokens, freeze
 from selftrain.distill.rows import EncodedRow, RowEncoder
+from selftrain.distill.teachers.model import ModelTeacher, StudentScores
 from selftrain.distill.texts import check_row, draw_sources, sample_ids
-from selftrain.training.batch import MicroBatch, TokenRow, scored_logits, takes_logits_to_keep
+from selftrain.training.batch import MicroBatch, TokenRow
 from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
 from selftrain.training.finetune import Rows
 from selftrain.training.learner import Learner, RowValues, StepLosses
@@ -85,9 +86,10 @@ class Distiller:
         freeze(teacher)
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
         self.accelerator = accelerator or Accelerator()
-        self._slices = {id(m): takes_logits_to_keep(m) for m in (student, teacher)}
         self._learner = Learner(student, self.config, self.accelerator)
         teacher.to(self.accelerator.device)  # pyrefly: ignore[bad-argument-type]
+        self._student_scores = StudentScores(self._learner)
+        self._teacher = ModelTeacher(teacher, self.accelerator)
         eos_token_ids = end_tokens(student, tokenizer)
         self._encode = RowEncoder(
             tokenizer,
@@ -324,20 +326,19 @@ class Distiller:
         return sampler
 
     def _losses(self, batch: MicroBatch, weights: Tensor) -> StepLosses:
+        kind = self.config.divergence
+        # The teacher first: its activations are gone before the student's graph is built.
+        teacher = None if kind == "nll" else self._teacher.targets(batch)
+        losses = step_losses(
+            self._student_scores(batch),
+            teacher,
+            labels=batch.labels,
+            weights=weights,
+            config=self.config,
+            kind=kind,
+        )
         ended = torch.isin(batch.labels, self._ends).float()
-        if self.config.divergence == "nll":
-            values = text_losses(self._student_logits(batch), batch.labels)
-        else:
-            # The teacher first: its activations are gone before the student's graph is built.
-            with torch.no_grad(), self.accelerator.autocast():
-                slices = self._slices[id(self.teacher)]
-                teacher_logits = scored_logits(self.teacher, batch, slices_logits=slices)
-            values = token_losses(self._student_logits(batch), teacher_logits, self.config)
-        return StepLosses((values["loss"] * weights).sum(), {"ended": ended, **values})
-
-    def _student_logits(self, batch: MicroBatch) -> Tensor:
-        slices = self._slices[id(self.student)]
-        return scored_logits(self._learner.model, batch, slices_logits=slices)
+        return StepLosses(losses.objective, {"ended": ended, **losses.values})
 
     def _means(self, result: RowValues) -> dict[str, float]:
         names = [name for name in result.sums if name != "ended"]
