@@ -9,7 +9,6 @@ from torch import nn
 
 from selftrain.distill.heads import find_head, scored_hidden
 from selftrain.distill.losses import dense_logits
-from selftrain.distill.targets import HiddenTargets
 from selftrain.training.batch import TokenRow, collate, scored_logits, takes_logits_to_keep
 
 ROWS = [
@@ -44,7 +43,7 @@ def difference(model):
     access = find_head(model, slices_logits=slices)
     assert access is not None
     with torch.no_grad():
-        ours = dense_logits(HiddenTargets(scored_hidden(model, batch, access), access.head))
+        ours = dense_logits(scored_hidden(model, batch, access))
         theirs = scored_logits(model, batch, slices_logits=slices)
     return float((ours - theirs).abs().max()), float(theirs.abs().max())
 
@@ -96,7 +95,7 @@ def test_gradients_through_hidden_states_are_those_of_the_logits(make_model):
         (logits * weights).sum().backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
-    ours = gradients(dense_logits(HiddenTargets(scored_hidden(model, batch, access), access.head)))
+    ours = gradients(dense_logits(scored_hidden(model, batch, access)))
     theirs = gradients(scored_logits(model, batch, slices_logits=slices))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

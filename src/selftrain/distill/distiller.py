@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,10 +15,11 @@ from selftrain._core.config import load_json, save_json
 from selftrain._core.io import atomic_folder
 from selftrain._core.rng import derive
 from selftrain.distill.config import DistillConfig, Source
+from selftrain.distill.heads import Scorer
 from selftrain.distill.losses import step_losses
 from selftrain.distill.pair import check_pair, end_tokens, freeze
 from selftrain.distill.rows import EncodedRow, RowEncoder
-from selftrain.distill.teachers.model import ModelTeacher, StudentScores
+from selftrain.distill.teachers.model import ModelTeacher
 from selftrain.distill.texts import check_row, draw_sources, sample_ids
 from selftrain.training.batch import MicroBatch, TokenRow
 from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
@@ -31,6 +32,7 @@ from selftrain.training.order import batch_indices
 if TYPE_CHECKING:
     from selftrain.decoding.sampler import Sampler
 
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _CONFIG_FILE, _STATE_FOLDER = "distill_config.json", "training_state"
 # Text is tokenised when its step comes; of a data set only so many rows are read beforehand.
 _ROWS_CHECKED_FIRST = 1000
@@ -88,8 +90,9 @@ class Distiller:
         self.accelerator = accelerator or Accelerator()
         self._learner = Learner(student, self.config, self.accelerator)
         teacher.to(self.accelerator.device)  # pyrefly: ignore[bad-argument-type]
-        self._student_scores = StudentScores(self._learner)
-        self._teacher = ModelTeacher(teacher, self.accelerator)
+        sharded = self.accelerator.distributed_type in _SHARDED
+        self._student_scores = Scorer(student, hidden=not sharded)
+        self._teacher = ModelTeacher(teacher, context=self.accelerator.autocast)
         eos_token_ids = end_tokens(student, tokenizer)
         self._encode = RowEncoder(
             tokenizer,
@@ -330,7 +333,7 @@ class Distiller:
         # The teacher first: its activations are gone before the student's graph is built.
         teacher = None if kind == "nll" else self._teacher.targets(batch)
         losses = step_losses(
-            self._student_scores(batch),
+            self._student_scores(self._learner.model, batch),
             teacher,
             labels=batch.labels,
             weights=weights,

@@ -11,15 +11,16 @@ Shape letters: B batch, T time, N scored tokens, V vocabulary, H hidden size.
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from selftrain.distill.targets import HiddenTargets, LogitTargets
 from selftrain.nn.modes import training_mode
 from selftrain.ops.linear_divergence import Head
-from selftrain.training.batch import MicroBatch
+from selftrain.training.batch import MicroBatch, scored_logits, takes_logits_to_keep
 
 # The ramp: large enough that a soft-cap saturates, and small enough that one is a straight line.
 _SMALL, _STRAIGHT, _LARGE = 1e-2, 0.1, 1e4
@@ -70,8 +71,30 @@ def find_head(model: nn.Module, *, slices_logits: bool) -> HeadAccess | None:
     return found and HeadAccess(head, *found, slices_logits)
 
 
-def scored_hidden(model: nn.Module, batch: MicroBatch, access: HeadAccess) -> Tensor:
-    """Return the ``[N, H]`` hidden states whose logits predict the scored tokens.
+class Scorer:
+    """Asks a model what it makes of scored places: hidden states and head if it has a plain one.
+
+    Args:
+        module: The model, before it is wrapped for several processes.
+        hidden: Whether hidden states may be taken. They must not where parameters are sharded over
+            processes, for the head is whole only inside the forward pass then.
+    """
+
+    def __init__(self, module: nn.Module, *, hidden: bool = True) -> None:
+        self._slices = takes_logits_to_keep(module)
+        self._access = find_head(module, slices_logits=self._slices) if hidden else None
+
+    def __call__(self, model: nn.Module, batch: MicroBatch) -> HiddenTargets | LogitTargets:
+        """Run ``model``, which is the module or its wrapper, on the batch."""
+        if self._access is None:
+            return LogitTargets(scored_logits(model, batch, slices_logits=self._slices))
+        return scored_hidden(model, batch, self._access)
+
+
+def scored_hidden(model: nn.Module, batch: MicroBatch, access: HeadAccess) -> HiddenTargets:
+    """Return the ``[N, H]`` hidden states whose logits predict the scored tokens, and the head.
+
+    Both are of the type that the head's product is computed in, under autocast as well.
 
     Args:
         model: The model, or what wraps it for several processes: its own forward pass is run.
@@ -83,7 +106,9 @@ def scored_hidden(model: nn.Module, batch: MicroBatch, access: HeadAccess) -> Te
     seen: list[Tensor] = []
 
     def capture(hidden_BTH: Tensor) -> Tensor:
-        seen.append(hidden_BTH)
+        kind = hidden_BTH.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        seen.append(hidden_BTH.to(autocast or access.module.weight.dtype))
         return hidden_BTH[..., :1]  # nobody looks at it
 
     with _forward_of(access.module, capture):
@@ -91,7 +116,10 @@ def scored_hidden(model: nn.Module, batch: MicroBatch, access: HeadAccess) -> Te
     (hidden_BTH,) = seen
     if not access.slices_logits:
         hidden_BTH = hidden_BTH[:, batch.first :]
-    return hidden_BTH.flatten(0, 1).index_select(0, batch.positions)
+    hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, batch.positions)
+    head, dtype = access.head, hidden_NH.dtype
+    bias = None if head.bias is None else head.bias.to(dtype)
+    return HiddenTargets(hidden_NH, replace(head, weight=head.weight.to(dtype), bias=bias))
 
 
 @contextlib.contextmanager
@@ -124,7 +152,7 @@ def _curve(model: nn.Module, head: nn.Linear) -> tuple[Tensor, Tensor] | None:
         inputs["decoder_input_ids"] = token
     with training_mode(False, model), _forward_of(head, answer):
         logits = model(**inputs, use_cache=False).logits
-    if len(calls) != 1 or logits.shape[-1] != num:
+    if len(calls) != 1 or logits.shape != (1, 1, num):  # prompt tuning adds steps of its own
         return None
     return ramp.double().cpu(), logits.flatten().double().cpu()
 
