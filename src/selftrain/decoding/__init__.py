@@ -17,6 +17,7 @@ from selftrain.decoding.drafters import (
     VocabularyDrafter,
     first_layers,
 )
+from selftrain.decoding.endpoint import EndpointSampler
 from selftrain.decoding.outcome import Block, SpeculativeOutput, SpeculativeStats
 from selftrain.decoding.params import Completion, SamplingParams
 from selftrain.decoding.planner import Costs, Plan, measure_costs, plan
@@ -28,6 +29,7 @@ __all__ = [
     "Completion",
     "Costs",
     "Drafter",
+    "EndpointSampler",
     "HFSampler",
     "LayerDrafter",
     "ModelDrafter",
