@@ -110,10 +110,12 @@ def test_a_prompt_tuned_students_base_is_without_its_prompt(base, batch):
 
 
 def test_merged_adapters_are_refused(adapted, batch):
+    teacher = AdapterFreeTeacher(adapted)
     adapted.merge_adapter()
     before = state(adapted)
-    with pytest.raises(ValueError, match=r"merged into its base.*unmerge_adapter"):
-        AdapterFreeTeacher(adapted).targets(batch)
+    for ask in (lambda: teacher.targets(batch), lambda: AdapterFreeTeacher(adapted)):
+        with pytest.raises(ValueError, match=r"merged into its base.*unmerge_adapter"):
+            ask()
     assert state(adapted) == before
 
 

@@ -83,7 +83,7 @@ def test_a_batch_with_nothing_scored_asks_nothing(serve, rows):
 
 def test_rows_are_asked_for_concurrently_up_to_the_limit_and_connections_are_kept(serve):
     rows = [TokenRow(prompt_ids=(3,), completion_ids=(i, 5)) for i in range(6, 18)]
-    server, asking = serve(options={"max_concurrency": 3}, faults=[0.02] * 24)
+    server, asking = serve(options={"max_concurrency": 3}, faults=[0.04] * 24)
     for _ in range(2):
         asking.targets(collate(rows))
     assert server.most_at_once == 3
@@ -106,7 +106,7 @@ def test_a_passing_fault_is_tried_again(serve, teacher, batch, fault):
 
 
 def test_silence_is_tried_again_and_then_an_error(serve, batch):
-    _, asking = serve(faults=[0.3, 0.3], options={"timeout": 0.1, "num_retries": 3})
+    _, asking = serve(faults=[0.8, 0.8], options={"timeout": 0.4, "num_retries": 4})
     asking.targets(collate([batch.token_rows[0]]))
     _, asking = serve(faults=[0.3] * 9, options={"timeout": 0.05, "num_retries": 1})
     with pytest.raises(ConnectionError, match=r"in 2 attempts.*no answer within 0\.05 s"):

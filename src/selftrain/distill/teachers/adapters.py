@@ -23,6 +23,7 @@ class AdapterFreeTeacher:
 
     Raises:
         TypeError: If the student has no adapters to switch off.
+        ValueError: If they are merged into the base.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class AdapterFreeTeacher:
             )
         self.student = student
         self._context = context
-        self._inner = ModelTeacher(student, context=self._adapters_off)
+        with self._adapters_off():  # it is the base whose head is looked for
+            self._inner = ModelTeacher(student, context=self._as_base)
 
     def targets(self, batch: MicroBatch) -> HiddenTargets | LogitTargets:
         """Return what the base makes of the scored places.
@@ -48,6 +50,11 @@ class AdapterFreeTeacher:
             ValueError: If adapters are merged into the base, so that it is not to be had.
         """
         return self._inner.targets(batch)
+
+    @contextlib.contextmanager
+    def _as_base(self) -> Iterator[None]:
+        with self._adapters_off(), self._context():
+            yield
 
     @contextlib.contextmanager
     def _adapters_off(self) -> Iterator[None]:
@@ -60,7 +67,7 @@ class AdapterFreeTeacher:
             )
         flags = [(parameter, parameter.requires_grad) for parameter in student.parameters()]
         try:
-            with student.disable_adapter(), self._context():
+            with student.disable_adapter():
                 yield
         finally:
             # Switched on again, the active adapters require gradients whether they did or not.
