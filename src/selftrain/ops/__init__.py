@@ -23,6 +23,12 @@ from selftrain.ops.lenience import (
     output_law,
     verify_lenient,
 )
+from selftrain.ops.linear_divergence import (
+    Head,
+    LinearDivergence,
+    linear_cross_entropy,
+    linear_divergence,
+)
 from selftrain.ops.masking import PaddedTokens, completion_mask, masked_mean, pad_sequences
 from selftrain.ops.philox import Stream, gumbel, philox, uniform
 from selftrain.ops.tree import (
@@ -47,11 +53,13 @@ from selftrain.ops.warp import inverse_cdf, warp_logits
 __all__ = [
     "DIVERGENCES",
     "DivergenceKind",
+    "Head",
     "JSDScale",
     "Lenience",
     "LenienceRule",
     "LenientVerdict",
     "LeviathanLenience",
+    "LinearDivergence",
     "MixtureLenience",
     "PaddedTokens",
     "Stream",
@@ -67,6 +75,8 @@ __all__ = [
     "gumbel",
     "inner_nodes",
     "inverse_cdf",
+    "linear_cross_entropy",
+    "linear_divergence",
     "masked_mean",
     "node_depths",
     "output_law",
