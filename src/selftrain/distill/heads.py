@@ -11,7 +11,7 @@ Shape letters: B batch, T time, N scored tokens, V vocabulary, H hidden size.
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -94,7 +94,7 @@ class Scorer:
 def scored_hidden(model: nn.Module, batch: MicroBatch, access: HeadAccess) -> HiddenTargets:
     """Return the ``[N, H]`` hidden states whose logits predict the scored tokens, and the head.
 
-    Both are of the type that the head's product is computed in, under autocast as well.
+    The states are of the type that the head's product is computed in, under autocast as well.
 
     Args:
         model: The model, or what wraps it for several processes: its own forward pass is run.
@@ -116,10 +116,9 @@ def scored_hidden(model: nn.Module, batch: MicroBatch, access: HeadAccess) -> Hi
     (hidden_BTH,) = seen
     if not access.slices_logits:
         hidden_BTH = hidden_BTH[:, batch.first :]
-    hidden_NH = hidden_BTH.flatten(0, 1).index_select(0, batch.positions)
-    head, dtype = access.head, hidden_NH.dtype
-    bias = None if head.bias is None else head.bias.to(dtype)
-    return HiddenTargets(hidden_NH, replace(head, weight=head.weight.to(dtype), bias=bias))
+    return HiddenTargets(
+        hidden_BTH.flatten(0, 1).index_select(0, batch.positions), access.head
+    )
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from selftrain.distill.config import DistillConfig, Objective
 from selftrain.distill.targets import HiddenTargets, LogitTargets, Targets, TopKTargets
 from selftrain.ops.divergence import divergence
 from selftrain.ops.linear_divergence import linear_cross_entropy, linear_divergence
+from selftrain.ops.topk_divergence import topk_divergence
 from selftrain.training.learner import StepLosses
 
 # Rows per block of the measurements are chosen so that a block's temporaries stay small.
@@ -69,7 +70,9 @@ def _text_losses(
     """Return -log q of every token of the text, and the student's entropy."""
     if isinstance(student, HiddenTargets):
         fused = linear_cross_entropy(student.hidden, student.head, labels, weights)
-        return StepLosses(fused.loss, fused.values)
+        # A label is no teacher whose agreement would be worth a curve.
+        kept = ("loss", "student_entropy")
+        return StepLosses(fused.loss, {name: fused.values[name] for name in kept})
     logits = dense_logits(student).float()
     loss = F.cross_entropy(logits, labels, reduction="none")
     with torch.no_grad():
@@ -96,8 +99,6 @@ def _top_k_losses(
     options: dict[str, Any],
 ) -> StepLosses:
     """Return the divergence from a teacher of whom only the likeliest tokens are known."""
-    from selftrain.ops.topk_divergence import topk_divergence
-
     logits_NV = dense_logits(student)
     loss = topk_divergence(logits_NV, teacher.token_ids, teacher.log_probs, **options)
     with torch.no_grad():
@@ -115,7 +116,9 @@ def dense_logits(scores: LogitTargets | HiddenTargets) -> Tensor:
     if isinstance(scores, LogitTargets):
         return scores.logits
     head = scores.head
-    logits = F.linear(scores.hidden, head.weight, head.bias)
+    dtype = scores.hidden.dtype
+    bias = None if head.bias is None else head.bias.to(dtype)
+    logits = F.linear(scores.hidden, head.weight.to(dtype), bias)
     logits = logits if head.scale == 1 else logits * head.scale
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
