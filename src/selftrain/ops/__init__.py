@@ -25,6 +25,8 @@ from selftrain.ops.lenience import (
 )
 from selftrain.ops.masking import PaddedTokens, completion_mask, masked_mean, pad_sequences
 from selftrain.ops.philox import Stream, gumbel, philox, uniform
+from selftrain.ops.sampled_kl import KLEstimator, kl_estimate, policy_kl_loss
+from selftrain.ops.topk_divergence import sampled_forward_kl, topk_divergence
 from selftrain.ops.tree import (
     TreeVerdict,
     ancestor_mask,
@@ -48,6 +50,7 @@ __all__ = [
     "DIVERGENCES",
     "DivergenceKind",
     "JSDScale",
+    "KLEstimator",
     "Lenience",
     "LenienceRule",
     "LenientVerdict",
@@ -67,16 +70,20 @@ __all__ = [
     "gumbel",
     "inner_nodes",
     "inverse_cdf",
+    "kl_estimate",
     "masked_mean",
     "node_depths",
     "output_law",
     "pad_sequences",
     "philox",
+    "policy_kl_loss",
     "residual",
     "reverse_kl",
     "sample_tokens",
+    "sampled_forward_kl",
     "skew_kl",
     "skew_reverse_kl",
+    "topk_divergence",
     "total_variation",
     "uniform",
     "verify_block",
