@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from selftrain.distill.heads import find_head, scored_hidden
-from selftrain.distill.losses import dense_logits
+from selftrain.distill.targets import dense_logits
 from selftrain.training.batch import TokenRow, collate, scored_logits, takes_logits_to_keep
 
 ROWS = [

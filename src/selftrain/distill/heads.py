@@ -116,9 +116,7 @@ def scored_hidden(model: nn.Module, batch: MicroBatch, access: HeadAccess) -> Hi
     (hidden_BTH,) = seen
     if not access.slices_logits:
         hidden_BTH = hidden_BTH[:, batch.first :]
-    return HiddenTargets(
-        hidden_BTH.flatten(0, 1).index_select(0, batch.positions), access.head
-    )
+    return HiddenTargets(hidden_BTH.flatten(0, 1).index_select(0, batch.positions), access.head)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selftrain.distill.config import DistillConfig, Objective
-from selftrain.distill.targets import HiddenTargets, LogitTargets, Targets, TopKTargets
+from selftrain.distill.targets import (
+    HiddenTargets,
+    LogitTargets,
+    Targets,
+    TopKTargets,
+    dense_logits,
+)
 from selftrain.ops.divergence import divergence
 from selftrain.ops.linear_divergence import linear_cross_entropy, linear_divergence
 from selftrain.ops.topk_divergence import topk_divergence
@@ -109,18 +115,6 @@ def _top_k_losses(
             "student_entropy": _entropy(log_q.exp(), log_q),
         }
     return StepLosses((loss * weights).sum(), {"loss": loss, **values})
-
-
-def dense_logits(scores: LogitTargets | HiddenTargets) -> Tensor:
-    """Return the logits ``[N, V]``, projecting hidden states with their head."""
-    if isinstance(scores, LogitTargets):
-        return scores.logits
-    head = scores.head
-    dtype = scores.hidden.dtype
-    bias = None if head.bias is None else head.bias.to(dtype)
-    logits = F.linear(scores.hidden, head.weight.to(dtype), bias)
-    logits = logits if head.scale == 1 else logits * head.scale
-    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
 @torch.no_grad()

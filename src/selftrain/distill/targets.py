@@ -6,6 +6,8 @@ Shape letters: N scored tokens, V vocabulary, H hidden size, K tokens kept.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selftrain.training.batch import MicroBatch
@@ -80,6 +82,18 @@ class Teacher(Protocol):
     def targets(self, batch: MicroBatch) -> Targets:
         """Return targets for the ``N`` scored tokens of the batch, in its order, on its device."""
         ...
+
+
+def dense_logits(scores: LogitTargets | HiddenTargets) -> Tensor:
+    """Return the logits ``[N, V]``, projecting hidden states with their head."""
+    if isinstance(scores, LogitTargets):
+        return scores.logits
+    head = scores.head
+    dtype = scores.hidden.dtype
+    bias = None if head.bias is None else head.bias.to(dtype)
+    logits = F.linear(scores.hidden, head.weight.to(dtype), bias)
+    logits = logits if head.scale == 1 else logits * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
 def _check_float_matrix(name: str, tensor: Tensor) -> None:

@@ -31,6 +31,8 @@ from selftrain.ops.linear_divergence import (
 )
 from selftrain.ops.masking import PaddedTokens, completion_mask, masked_mean, pad_sequences
 from selftrain.ops.philox import Stream, gumbel, philox, uniform
+from selftrain.ops.sampled_kl import KLEstimator, kl_estimate, policy_kl_loss
+from selftrain.ops.topk_divergence import sampled_forward_kl, topk_divergence
 from selftrain.ops.tree import (
     TreeVerdict,
     ancestor_mask,
@@ -55,6 +57,7 @@ __all__ = [
     "DivergenceKind",
     "Head",
     "JSDScale",
+    "KLEstimator",
     "Lenience",
     "LenienceRule",
     "LenientVerdict",
@@ -75,6 +78,7 @@ __all__ = [
     "gumbel",
     "inner_nodes",
     "inverse_cdf",
+    "kl_estimate",
     "linear_cross_entropy",
     "linear_divergence",
     "masked_mean",
@@ -82,11 +86,14 @@ __all__ = [
     "output_law",
     "pad_sequences",
     "philox",
+    "policy_kl_loss",
     "residual",
     "reverse_kl",
     "sample_tokens",
+    "sampled_forward_kl",
     "skew_kl",
     "skew_reverse_kl",
+    "topk_divergence",
     "total_variation",
     "uniform",
     "verify_block",

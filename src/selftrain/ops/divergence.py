@@ -4,19 +4,17 @@ Throughout, p is the teacher's and q the student's distribution over the last di
 :math:`q = \mathrm{softmax}(s/\tau)`, :math:`p = \mathrm{softmax}(t/\tau)`. For any
 :math:`D = \sum_v F(p_v, q_v)` with :math:`g = \partial F / \partial q` the gradient with respect to
 the student's logits is :math:`\partial D/\partial s_v = q_v (g_v - \sum_w q_w g_w) / \tau`, so one
-pass yields value and gradient. Only the gradient is kept for the backward pass: one buffer of the
-logits' shape where automatic differentiation keeps about five.
+pass yields value and gradient.
 
 Shape letters: N positions, V vocabulary.
 """
-
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from selftrain._core.checks import check_range, check_same_vocab
+from selftrain.ops._stored_gradient import stored_gradient
 from selftrain.ops.divergence_formulas import (
     DIVERGENCES,
     FORMULAS,
@@ -38,10 +36,6 @@ __all__ = [
     "skew_reverse_kl",
     "total_variation",
 ]
-
-# Elements per block of rows. On a CPU the temporaries of a block stay in the cache (measured 2.7
-# times faster than all rows at once at V = 32768); elsewhere the bound only limits their memory.
-_CPU_BLOCK, _DEVICE_BLOCK = 2**19, 2**27
 
 
 def forward_kl(
@@ -342,58 +336,33 @@ def divergence(
             f"{tuple(teacher_logits.shape)}; they must be equal (nothing is broadcast)."
         )
     vocab = student_logits.shape[-1]
-    value_N = _Divergence.apply(
+    value_N = stored_gradient(
+        _divergence_rows,
         student_logits.reshape(-1, vocab),
-        teacher_logits.detach().reshape(-1, vocab),
-        formula,
-        parameter,
-        factor,
-        float(temperature),
+        (teacher_logits.detach().reshape(-1, vocab),),
+        (formula, parameter, factor, float(temperature)),
     )
     return value_N.reshape(student_logits.shape[:-1])
 
 
-class _Divergence(torch.autograd.Function):
-    """Value in the forward pass, together with the gradient that the backward pass scales."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student_NV: Tensor,
-        teacher_NV: Tensor,
-        kind: str,
-        parameter: float,
-        factor: float,
-        temperature: float,
-    ) -> Tensor:
-        wide = torch.promote_types(student_NV.dtype, teacher_NV.dtype)
-        dtype = wide if wide == torch.float64 else torch.float32
-        num, vocab = student_NV.shape
-        block = _CPU_BLOCK if student_NV.device.type == "cpu" else _DEVICE_BLOCK
-        rows = max(1, block // max(vocab, 1))
-        needs_grad = ctx.needs_input_grad[0]
-        value_N = student_NV.new_empty(num, dtype=dtype)
-        grad_NV = student_NV.new_empty((num, vocab) if needs_grad else (0, vocab), dtype=dtype)
-        for start in range(0, num, rows):
-            stop = min(start + rows, num)
-            log_q = _log_softmax(student_NV[start:stop], dtype, temperature)
-            log_p = _log_softmax(teacher_NV[start:stop], dtype, temperature)
-            value, grad = FORMULAS[kind](log_q, log_p, parameter, needs_grad)
-            torch.mul(value, factor, out=value_N[start:stop])
-            if grad is not None:
-                torch.mul(grad, factor / temperature, out=grad_NV[start:stop])
-        ctx.save_for_backward(grad_NV)
-        ctx.student_dtype = student_NV.dtype
-        return value_N
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_NV,) = ctx.saved_tensors
-        grad_NV = (grad_NV * grad_outputs[0][:, None]).to(ctx.student_dtype)
-        return grad_NV, None, None, None, None, None
+def _divergence_rows(
+    needs_grad: bool,
+    student_NV: Tensor,
+    teacher_NV: Tensor,
+    formula: str,
+    parameter: float,
+    factor: float,
+    temperature: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the value of every row and the gradient with respect to the student's logits."""
+    log_q = _log_softmax(student_NV, temperature)
+    log_p = _log_softmax(teacher_NV.to(student_NV.dtype), temperature)
+    value, grad = FORMULAS[formula](log_q, log_p, parameter, needs_grad)
+    if grad is not None and factor != temperature:
+        grad.mul_(factor / temperature)
+    return value.mul_(factor), grad
 
 
-def _log_softmax(logits_NV: Tensor, dtype: torch.dtype, temperature: float) -> Tensor:
+def _log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
     """Return fresh log-probabilities, which the formulas may overwrite."""
-    logits_NV = logits_NV.to(dtype)
     return torch.log_softmax(logits_NV if temperature == 1 else logits_NV / temperature, dim=-1)

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selftrain._core.checks import check_choice, check_int, check_not_empty
 from selftrain._core.config import differences
 from selftrain._core.io import read_json, write_json
 from selftrain._core.logging import progress
-from selftrain.distill.targets import HiddenTargets, Targets, Teacher, TopKTargets
+from selftrain.distill.targets import (
+    HiddenTargets,
+    Targets,
+    Teacher,
+    TopKTargets,
+    dense_logits,
+)
 from selftrain.distill.teachers._shards import (
     HEAD,
     MANIFEST,
@@ -184,7 +189,7 @@ class _Writer:
         if isinstance(targets, TopKTargets):
             width, log_probs = targets.log_probs.shape[-1], targets.log_probs
         else:
-            log_probs = _logits(targets).log_softmax(-1)
+            log_probs = dense_logits(targets).float().log_softmax(-1)
             width = log_probs.shape[-1]
         assert self._top_k is not None  # noqa: S101
         if self._top_k > width:
@@ -291,14 +296,3 @@ def _parts(rows: Mapping[bytes, TokenRow], num_tokens: int) -> Iterator[dict[byt
         size += length
     if part:
         yield part
-
-
-def _logits(targets: Any) -> Tensor:
-    """Return full-vocabulary logits in at least float32."""
-    if not isinstance(targets, HiddenTargets):
-        return targets.logits.float()
-    head = targets.head
-    logits = F.linear(targets.hidden, head.weight, head.bias).float() * head.scale
-    if head.softcap is not None:
-        logits = head.softcap * torch.tanh(logits / head.softcap)
-    return logits
