@@ -2,7 +2,7 @@
 
 Shows `finetune` and `Distiller` on encoder-decoder models. Without arguments the language pair is
 made up (adjectives follow their noun, the verb comes last); the teacher sees many sentences, the
-student few. Expect distillation to raise the share of perfect translations.
+student few. Expect distillation to raise the share of right words.
 
 On a GPU, with real models and your own pairs, one {"prompt": ..., "completion": ...} a line:
 
@@ -25,9 +25,8 @@ from selftrain import DistillConfig, Distiller, SamplingParams
 from selftrain.decoding import EncoderDecoderSampler
 from selftrain.training import FinetuneConfig, OptimConfig, finetune
 
-ADJECTIVES = ["small", "red", "old", "quiet", "round", "new"]
-NOUNS = ["cat", "house", "river", "book", "child", "stone", "lamp", "boat", "tree", "king"]
-VERBS = ["sees", "finds", "likes", "breaks", "paints", "forgets"]
+ADJECTIVES, VERBS = ["small", "red", "old", "new"], ["sees", "finds", "likes", "paints"]
+NOUNS = ["cat", "house", "river", "book", "child", "stone"]
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,13 @@ def small_t5(vocab_size: int, num_layers: int, width: int) -> AutoModel:
     return AutoModel.from_config(T5Config(vocab_size=vocab_size, **shape, **heads, **kind))
 
 
-def perfect_share(model: AutoModel, rows: list[dict[str, list[int]]]) -> float:
+def right_words(model: AutoModel, rows: list[dict[str, list[int]]]) -> float:
     sampler = EncoderDecoderSampler(model, None, batch_size=64)
     params = SamplingParams(max_new_tokens=64, temperature=0)
     written = sampler.sample([row["prompt_ids"] for row in rows], params=params)
-    wanted = [tuple(row["completion_ids"]) for row in rows]
-    return sum(c.token_ids == w for (c,), w in zip(written, wanted, strict=True)) / len(rows)
+    pairs = zip((c.token_ids for (c,) in written), (r["completion_ids"] for r in rows), strict=True)
+    shares = [sum(map(int.__eq__, ours, right)) / len(right) for ours, right in pairs]
+    return sum(shares) / len(shares)
 
 
 def main(args: Args) -> None:
@@ -93,30 +93,30 @@ def main(args: Args) -> None:
         teacher, student = map(AutoModel.from_pretrained, (args.teacher, args.student))
     else:
         tokenizer = word_tokenizer(pairs)
-        teacher, student = small_t5(len(tokenizer), 2, 96), small_t5(len(tokenizer), 1, 64)
+        teacher, student = small_t5(len(tokenizer), 2, 64), small_t5(len(tokenizer), 1, 32)
     parts = ("prompt", "completion")
     rows = [{f"{part}_ids": tokenizer(pair[part]).input_ids for part in parts} for pair in pairs]
     held_out, rows = rows[:200], rows[200:]
     few = rows[: len(rows) // 10]
 
-    optim = OptimConfig(learning_rate=3e-3, warmup_steps=20, schedule="cosine")
+    optim = OptimConfig(learning_rate=5e-3, warmup_steps=20, schedule="cosine")
     num_steps = 5 if args.quick else args.num_steps
     sft = FinetuneConfig(num_steps=num_steps, optim=optim)
     if not args.teacher:
         finetune(teacher, rows, replace(sft, num_steps=4 * num_steps), title="teacher")
     finetune(student, few, sft, title="student")
     teacher.requires_grad_(False)
-    print(f"perfect translations, teacher:     {perfect_share(teacher, held_out):.0%}")
-    print(f"student, fine-tuned:               {perfect_share(student, held_out):.0%}")
+    print(f"right words, teacher:              {right_words(teacher, held_out):.0%}")
+    print(f"student, fine-tuned:               {right_words(student, held_out):.0%}")
     config = DistillConfig(
         divergence="reverse_kl",
         sampling=SamplingParams(max_new_tokens=64 if args.dataset else 12),
         num_steps=num_steps,
-        optim=replace(optim, learning_rate=1e-3),
+        optim=replace(optim, learning_rate=3e-3),
     )
     sampler = EncoderDecoderSampler(student, tokenizer, batch_size=config.batch_size)
     Distiller(student, teacher, tokenizer, config, sampler=sampler).fit(few)
-    print(f"student, then distilled on-policy: {perfect_share(student, held_out):.0%}")
+    print(f"student, then distilled on-policy: {right_words(student, held_out):.0%}")
 
 
 if __name__ == "__main__":
