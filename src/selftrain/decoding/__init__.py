@@ -22,6 +22,7 @@ from selftrain.decoding.outcome import Block, SpeculativeOutput, SpeculativeStat
 from selftrain.decoding.params import Completion, SamplingParams
 from selftrain.decoding.planner import Costs, Plan, measure_costs, plan
 from selftrain.decoding.sampler import HFSampler, Sampler
+from selftrain.decoding.seq2seq_sampler import EncoderDecoderSampler
 from selftrain.decoding.speculative import SpeculativeDecoder
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Completion",
     "Costs",
     "Drafter",
+    "EncoderDecoderSampler",
     "EndpointSampler",
     "HFSampler",
     "LayerDrafter",
