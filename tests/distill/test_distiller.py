@@ -90,10 +90,14 @@ def test_on_policy_with_the_data_set_as_samples_equals_supervised(
 def test_likelihood_of_fixed_text_equals_plain_fine_tuning(make_llama, teacher, char_tokenizer):
     a, b = make_llama(), make_llama()
     config = dataclasses.replace(SUPERVISED, divergence="nll", normalize="token")
-    make(a, teacher, char_tokenizer, config).fit(ROWS, show_progress=False)
-    plain = FinetuneConfig(num_steps=4, batch_size=5, optim=CONFIG.optim)
-    finetune(b, ROWS, plain, show_progress=False)
-    assert torch.equal(parameters(a), parameters(b))
+    distilled = make(a, teacher, char_tokenizer, config).fit(ROWS, show_progress=False)
+    plain = FinetuneConfig(num_steps=4, batch_size=5, log_every=1, optim=CONFIG.optim)
+    tuned = finetune(b, ROWS, plain, show_progress=False)
+    # Not bit for bit: the one sums in another order, never having all logits in memory.
+    for ours, theirs in zip(distilled.history, tuned.history, strict=True):
+        for name in ("loss", "grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+    assert len(distilled.history) == 4
 
 
 def test_seq_kd_learns_the_likelihood_of_the_teachers_text(student, teacher, char_tokenizer):

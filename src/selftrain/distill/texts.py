@@ -1,7 +1,7 @@
 """The text that a step learns from: sampled from the student or the teacher, or given."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ def draw_sources(config: DistillConfig, step: int, num_rows: int) -> list[Source
 
 
 def sample_ids(
-    model: nn.Module,
+    models: Sequence[nn.Module],
     sampler: "Sampler",
     rows: Sequence[EncodedRow],
     *,
@@ -35,10 +35,10 @@ def sample_ids(
     pair: Pair,
     seeds: Sequence[int],
 ) -> list[tuple[int, ...]]:
-    """Return one sampled completion per row, the model in evaluation mode and without gradients.
+    """Return one sampled completion per row, models in evaluation mode and without gradients.
 
     Args:
-        model: What the sampler samples from.
+        models: What the sampler samples from, if that is in this process.
         sampler: Draws the completions.
         rows: Their prompts.
         config: How to sample.
@@ -49,7 +49,7 @@ def sample_ids(
         ValueError: If the sampler fails, gives no token ids, or ids that one model lacks.
     """
     prompts = [list(row.prompt_ids or ()) for row in rows]
-    with training_mode(False, model), torch.no_grad():
+    with training_mode(False, *models), torch.no_grad():
         sampled = sampler.sample(
             prompts, num_samples=1, params=config.sampling, seeds=[[seed] for seed in seeds]
         )
@@ -67,6 +67,16 @@ def sample_ids(
             )
         texts.append(completion.token_ids)
     return texts
+
+
+def local_sampler(model: Any, tokenizer: Any, *, batch_size: int) -> "Sampler":
+    """Return a sampler of a model in this process."""
+    from selftrain.decoding.sampler import HFSampler
+    from selftrain.decoding.seq2seq_sampler import EncoderDecoderSampler
+
+    encoder_decoder = getattr(model.config, "is_encoder_decoder", False)
+    kind = EncoderDecoderSampler if encoder_decoder else HFSampler
+    return kind(model, tokenizer, batch_size=batch_size)
 
 
 def check_row(row: EncodedRow, name: str, config: DistillConfig, pair: Pair) -> None:
@@ -104,4 +114,8 @@ def check_row(row: EncodedRow, name: str, config: DistillConfig, pair: Pair) -> 
 
 def _draw(config: DistillConfig, seed: int) -> Source:
     # Strictly below: a fraction of 0 never fires.
-    return "student" if seed / 2**63 < config.on_policy_fraction else config.fixed_source
+    if seed / 2**63 < config.on_policy_fraction:
+        return "student"
+    if config.fixed_source != "both":
+        return config.fixed_source
+    return "dataset" if derive(seed, "fixed") % 2 else "teacher"

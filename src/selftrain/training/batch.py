@@ -26,6 +26,8 @@ class TokenRow:
     """Which completion tokens are scored; None: all."""
     weight: float = 1.0
     """How much the row counts beside the others; 0 is like leaving it out."""
+    advantage: float = 0.0
+    """What a policy gradient multiplies the row's log-likelihood by."""
 
     def __post_init__(self) -> None:
         check_range("weight", self.weight, low=0.0, high=float("inf"), high_open=True)
