@@ -11,7 +11,12 @@ import torch
 from local_teachers import HiddenTeacher
 
 from selftrain.distill.targets import TopKTargets
-from selftrain.distill.teachers import CachedTeacher, CallableTeacher, write_teacher_cache
+from selftrain.distill.teachers import (
+    CachedTeacher,
+    CallableTeacher,
+    encode_rows,
+    write_teacher_cache,
+)
 from selftrain.errors import RunConflictError
 from selftrain.training.batch import TokenRow, collate, scored_logits
 
@@ -146,6 +151,21 @@ def test_rows_may_be_mappings(teacher, tmp_path):
     rows = [{"prompt_ids": [3, 4], "completion_ids": [5, 6]}]
     cached = write(HiddenTeacher(teacher), rows, tmp_path)
     assert len(cached.targets(collate([TokenRow(prompt_ids=(3, 4), completion_ids=(5, 6))])).hidden)
+
+
+def test_a_data_sets_rows_become_the_tokens_of_training(char_tokenizer, student):
+    dataset = [
+        {"prompt": "2+2=", "completion": "4", "weight": 2.0},
+        {"prompt_ids": [3, 4, 5, 6, 7], "completion_ids": [8, 1, 9]},
+    ]
+    rows = encode_rows(dataset, char_tokenizer, student=student, max_prompt_tokens=4)
+    prompt = tuple(char_tokenizer("2+2=").input_ids)
+    assert rows[0] == TokenRow(
+        prompt_ids=prompt, completion_ids=(*char_tokenizer("4").input_ids, 1), weight=2.0
+    )
+    assert rows[1] == TokenRow(prompt_ids=(4, 5, 6, 7), completion_ids=(8, 1))
+    with pytest.raises(ValueError, match="row 1 has no completion"):
+        encode_rows([dataset[0], {"prompt": "a"}], char_tokenizer, student=student)
 
 
 def test_an_interrupted_cache_is_finished_with_the_same_files(teacher, tmp_path):

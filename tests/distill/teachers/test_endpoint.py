@@ -154,6 +154,13 @@ def test_a_server_that_reads_other_tokens_is_noticed(serve, batch):
         answer["choices"][0]["prompt_logprobs"] = [None, *({"46": e["46"]} for e in entries[1:])]
         return answer
 
+    def cut(answer):
+        entries = answer["choices"][0]["prompt_logprobs"]
+        answer["choices"][0]["prompt_logprobs"] = [None] * len(entries)
+        return answer
+
+    with pytest.raises(ValueError, match=r"no log-probabilities for the beginning.*prefix-caching"):
+        serve(edit=cut)[1].targets(batch)
     with pytest.raises(ValueError, match=r"of \d tokens for a row of \d"):
         serve(edit=longer)[1].targets(batch)
     with pytest.raises(ValueError, match=r"says nothing of token \d+ at its place"):
