@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,28 @@ def test_top_tokens_of_hidden_states_go_through_scale_and_softcap(
     cached = write(HiddenTeacher(teacher, **factor), rows, tmp_path, kind="top_k", top_k=7)
     best = logits.log_softmax(-1).topk(7)
     torch.testing.assert_close(cached.targets(batch).log_probs, best.values)
+
+
+def test_log_probabilities_of_half_precision_teachers_are_not_rounded(make_llama, rows, tmp_path):
+    source = HiddenTeacher(make_llama(seed=2, sharpness=6.0).bfloat16())
+    batch = collate(rows)
+    hidden, weight = source.targets(batch).hidden.double(), source.head.weight.double()
+    exact = (hidden @ weight.T).log_softmax(-1)
+    found = write(source, rows, tmp_path, kind="top_k", top_k=5).targets(batch)
+    exact = exact.gather(-1, found.token_ids)
+    torch.testing.assert_close(found.log_probs.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_vocabulary_in_pieces_is_a_whole_one(make_model, rows, tmp_path, monkeypatch):
+    source = HiddenTeacher(make_model("gpt2"), softcap=3.0)
+    source.head = replace(
+        source.head, bias=torch.randn(64, generator=torch.Generator().manual_seed(0))
+    )
+    whole = write(source, rows, tmp_path / "whole", kind="top_k", top_k=9).targets(collate(rows))
+    monkeypatch.setattr("selftrain.distill.teachers.cache_writer._PIECE", 10)
+    pieces = write(source, rows, tmp_path / "pieces", kind="top_k", top_k=9).targets(collate(rows))
+    torch.testing.assert_close(pieces.log_probs, whole.log_probs)
+    assert torch.equal(pieces.token_ids, whole.token_ids)
 
 
 def test_the_best_of_a_top_k_teachers_tokens_are_kept(rows, batch, tmp_path):

@@ -5,6 +5,7 @@ Shape letters: N scored tokens, H hidden size, K tokens kept.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from selftrain._core.io import read_json, write_json
 from selftrain._core.logging import progress
 from selftrain.distill.targets import (
     HiddenTargets,
+    LogitTargets,
     Targets,
     Teacher,
     TopKTargets,
@@ -39,6 +41,7 @@ from selftrain.training.batch import TokenRow, collate, predicting_steps
 from selftrain.training.finetune import token_row
 
 _VERSION = 1
+_PIECE = 8192  # words of the vocabulary that are converted to float32 together
 
 
 def write_teacher_cache(
@@ -189,7 +192,7 @@ class _Writer:
         if isinstance(targets, TopKTargets):
             width, log_probs = targets.log_probs.shape[-1], targets.log_probs
         else:
-            log_probs = dense_logits(targets).float().log_softmax(-1)
+            log_probs = _logits(targets).log_softmax(-1)
             width = log_probs.shape[-1]
         assert self._top_k is not None  # noqa: S101
         if self._top_k > width:
@@ -209,15 +212,18 @@ class _Writer:
             write_head(self._folder, head)
             return
         kept = read_head(self._folder)
-        same = (kept.scale, kept.softcap) == (head.scale, head.softcap)
-        for old, new in ((kept.weight, head.weight), (kept.bias, head.bias)):
-            same &= (old is None) == (new is None)
-            same = same and (old is None or torch.equal(old, new.detach().cpu()))
-        if not same:
+        numbers = (kept.scale, kept.softcap) == (head.scale, head.softcap)
+        if not (numbers and _same(kept.weight, head.weight) and _same(kept.bias, head.bias)):
             raise RunConflictError(
                 f"{self._folder} holds a cache of a teacher with another head. Choose another "
                 "folder."
             )
+
+
+def _same(kept: Tensor | None, new: Tensor | None) -> bool:
+    if kept is None or new is None:
+        return kept is new
+    return torch.equal(kept, new.detach().cpu())
 
 
 def _check(kind: str, top_k: int | None, batch_size: int, shard_tokens: int) -> None:
@@ -256,7 +262,8 @@ def _fingerprint(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(plain.data)
     return digest.hexdigest()
 
 
@@ -296,3 +303,17 @@ def _parts(rows: Mapping[bytes, TokenRow], num_tokens: int) -> Iterator[dict[byt
         size += length
     if part:
         yield part
+
+
+def _logits(targets: LogitTargets | HiddenTargets) -> Tensor:
+    """Return logits in float32, without the rounding of products in half precision."""
+    if isinstance(targets, LogitTargets):
+        return targets.logits.float()
+    hidden, head = targets.hidden.float(), targets.head
+    weights = head.weight.split(_PIECE)
+    biases = [None] * len(weights) if head.bias is None else head.bias.float().split(_PIECE)
+    parts = [
+        dense_logits(HiddenTargets(hidden, replace(head, weight=weight.float(), bias=bias)))
+        for weight, bias in zip(weights, biases, strict=True)
+    ]
+    return torch.cat(parts, -1)
