@@ -287,8 +287,8 @@ def test_another_teacher_kind_or_type_is_refused_with_the_difference(
         write(teacher, rows, tmp_path, kind="top_k", top_k=5)
     with pytest.raises(RunConflictError, match=r"teacher\.fingerprint"):
         write(make_llama(seed=7), rows, tmp_path, kind="top_k", top_k=4)
-    with pytest.raises(RunConflictError, match="dtype: None -> 'bfloat16'"):
-        write(teacher, rows, tmp_path, kind="top_k", top_k=4, dtype=torch.bfloat16)
+    with pytest.raises(RunConflictError, match="dtype: None -> 'float64'"):
+        write(teacher, rows, tmp_path, kind="top_k", top_k=4, dtype=torch.float64)
 
 
 def test_another_head_is_refused(teacher, tmp_path):
@@ -341,6 +341,7 @@ def test_the_manifest_says_what_is_there(teacher, rows, tmp_path):
         ({"top_k": 4}, 'no effect with kind="hidden"'),
         ({"kind": "top_k"}, "needs top_k"),
         ({"kind": "top_k", "top_k": 0}, "top_k must satisfy"),
+        ({"kind": "top_k", "top_k": 4, "dtype": torch.bfloat16}, "dtype must be one of None, "),
         ({"kind": "top_k", "top_k": 48}, "top_k=48 is more than the 47 tokens"),
         ({"batch_size": 0}, "batch_size must satisfy"),
         ({"shard_tokens": 0}, "shard_tokens must satisfy"),

@@ -75,7 +75,7 @@ def write_teacher_cache(
         kind: What to keep.
         top_k: Tokens kept at a position; only for ``kind="top_k"``.
         dtype: Of the numbers kept; None: the teacher's own for hidden states, float32 for
-            log-probabilities.
+            log-probabilities, which may be float64 but not less.
         batch_size: Rows asked about together.
         shard_tokens: Tokens a file, and the most work that an interruption can lose.
         decoder_start_id: Of an encoder-decoder that is not given as a model.
@@ -90,7 +90,7 @@ def write_teacher_cache(
             give what is to be kept.
         RunConflictError: If the folder holds a cache of another teacher or kind.
     """
-    _check(kind, top_k, batch_size, shard_tokens)
+    _check(kind, top_k, dtype, batch_size, shard_tokens)
     check_not_empty("rows", rows)
     folder = Path(folder)
     model = teacher if isinstance(teacher, nn.Module) else getattr(teacher, "model", None)
@@ -226,7 +226,9 @@ def _same(kept: Tensor | None, new: Tensor | None) -> bool:
     return torch.equal(kept, new.detach().cpu())
 
 
-def _check(kind: str, top_k: int | None, batch_size: int, shard_tokens: int) -> None:
+def _check(
+    kind: str, top_k: int | None, dtype: torch.dtype | None, batch_size: int, shard_tokens: int
+) -> None:
     check_choice("kind", kind, ("hidden", "top_k"))
     check_int("batch_size", batch_size, low=1)
     check_int("shard_tokens", shard_tokens, low=1)
@@ -239,6 +241,8 @@ def _check(kind: str, top_k: int | None, batch_size: int, shard_tokens: int) -> 
         if top_k is None:
             raise ValueError('kind="top_k" needs top_k, the number of tokens to keep; 64 is usual.')
         check_int("top_k", top_k, low=1)
+        # Rounded log-probabilities can add up to more than 1, which no tail makes good.
+        check_choice("dtype", dtype, (None, torch.float32, torch.float64))
 
 
 def _identity(teacher: object, model: object) -> dict[str, Any]:
