@@ -90,7 +90,7 @@ def test_a_vocabulary_in_pieces_is_a_whole_one(make_model, rows, tmp_path, monke
         source.head, bias=torch.randn(64, generator=torch.Generator().manual_seed(0))
     )
     whole = write(source, rows, tmp_path / "whole", kind="top_k", top_k=9).targets(collate(rows))
-    monkeypatch.setattr("selftrain.distill.teachers.cache_writer._PIECE", 10)
+    monkeypatch.setattr("selftrain.distill.teachers._answers._PIECE", 10)
     pieces = write(source, rows, tmp_path / "pieces", kind="top_k", top_k=9).targets(collate(rows))
     torch.testing.assert_close(pieces.log_probs, whole.log_probs)
     assert torch.equal(pieces.token_ids, whole.token_ids)
@@ -302,6 +302,22 @@ def test_a_damaged_shard_is_named_with_the_way_out(teacher, tmp_path):
     (path,) = tmp_path.glob("shard-*")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=rf"{path.name} is damaged.*Delete it"):
+        CachedTeacher(tmp_path)
+
+
+def test_an_attempt_that_came_to_nothing_does_not_bind(teacher, rows, tmp_path):
+    with pytest.raises(ValueError, match="top_k=48 is more"):
+        write(teacher, rows, tmp_path, kind="top_k", top_k=48)
+    with pytest.raises(RuntimeError, match="killed"):
+        write(HiddenTeacher(teacher, softcap=9.0, fail_after=1), MANY, tmp_path, batch_size=1)
+    assert len(write(HiddenTeacher(teacher), MANY, tmp_path)) == len(MANY)
+
+
+def test_a_cache_of_another_version_is_refused(teacher, rows, tmp_path):
+    write(teacher, rows, tmp_path, kind="top_k", top_k=4)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
+    with pytest.raises(ValueError, match="of version 2; version 1 is read here"):
         CachedTeacher(tmp_path)
 
 

@@ -5,7 +5,6 @@ Shape letters: N scored tokens, H hidden size, K tokens kept.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,17 +15,13 @@ from selftrain._core.checks import check_choice, check_int, check_not_empty
 from selftrain._core.config import differences
 from selftrain._core.io import read_json, write_json
 from selftrain._core.logging import progress
-from selftrain.distill.targets import (
-    HiddenTargets,
-    LogitTargets,
-    Targets,
-    Teacher,
-    TopKTargets,
-    dense_logits,
-)
+from selftrain.distill.targets import HiddenTargets, Targets, Teacher
+from selftrain.distill.teachers._answers import kept_values
 from selftrain.distill.teachers._shards import (
     HEAD,
     MANIFEST,
+    SHARDS,
+    VERSION,
     Entry,
     read_head,
     read_index,
@@ -39,9 +34,6 @@ from selftrain.distill.teachers.model import ModelTeacher
 from selftrain.errors import RunConflictError
 from selftrain.training.batch import TokenRow, collate, predicting_steps
 from selftrain.training.finetune import token_row
-
-_VERSION = 1
-_PIECE = 8192  # words of the vocabulary that are converted to float32 together
 
 
 def write_teacher_cache(
@@ -101,7 +93,7 @@ def write_teacher_cache(
             decoder_start_id = config.decoder_start_token_id
     source = ModelTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
     manifest = {
-        "version": _VERSION,
+        "version": VERSION,
         "kind": kind,
         "top_k": top_k,
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
@@ -167,46 +159,23 @@ class _Writer:
         for start in range(0, len(order), batch_size):
             keys = order[start : start + batch_size]
             batch = collate([rows[key] for key in keys], decoder_start_id=self._decoder_start_id)
-            values = self._values(self._source.targets(batch.to(self._device)))
+            targets = self._source.targets(batch.to(self._device))
+            if self._kind == "hidden" and not self._head_is_written:
+                self._keep_head(targets)
+            values = kept_values(targets, self._kind, top_k=self._top_k, dtype=self._dtype)
             split = {name: tensor.cpu().split(batch.counts) for name, tensor in values.items()}
             for i, key in enumerate(keys):
                 found[key] = {name: tensors[i] for name, tensors in split.items()}
         starts = [self.steps_of(row)[0] for row in rows.values()]
         write_shard(self._folder, list(rows), starts, [found[key] for key in rows])
 
-    @torch.no_grad()
-    def _values(self, targets: Targets) -> dict[str, Tensor]:
-        if self._kind == "top_k":
-            return self._top_tokens(targets)
+    def _keep_head(self, targets: Targets) -> None:
         if not isinstance(targets, HiddenTargets):
             raise ValueError(
-                f'kind="hidden" needs a teacher that gives hidden states and its head; this one '
+                'kind="hidden" needs a teacher that gives hidden states and its head; this one '
                 f'gives {type(targets).__name__}. Use kind="top_k".'
             )
-        if not self._head_is_written:
-            self._keep_head(targets)
-            self._head_is_written = True
-        return {"hidden": targets.hidden.to(self._dtype or targets.hidden.dtype)}
-
-    def _top_tokens(self, targets: Targets) -> dict[str, Tensor]:
-        if isinstance(targets, TopKTargets):
-            width, log_probs = targets.log_probs.shape[-1], targets.log_probs
-        else:
-            log_probs = _logits(targets).log_softmax(-1)
-            width = log_probs.shape[-1]
-        assert self._top_k is not None  # noqa: S101
-        if self._top_k > width:
-            raise ValueError(
-                f"top_k={self._top_k} is more than the {width} tokens that the teacher gives at a "
-                "position. Lower it."
-            )
-        best = log_probs.topk(self._top_k, dim=-1)
-        ids = best.indices
-        if isinstance(targets, TopKTargets):
-            ids = targets.token_ids.gather(-1, ids)
-        return {"token_ids": ids.int(), "log_probs": best.values.to(self._dtype or torch.float32)}
-
-    def _keep_head(self, targets: HiddenTargets) -> None:
+        self._head_is_written = True
         head = targets.head
         if not (self._folder / HEAD).exists():
             write_head(self._folder, head)
@@ -272,8 +241,10 @@ def _fingerprint(model: nn.Module) -> str:
 
 
 def _open_cache(folder: Path, manifest: dict[str, Any]) -> None:
+    """Begin a cache, or check that the one that is there was begun likewise."""
     path = folder / MANIFEST
-    if not path.exists():
+    if not path.exists() or not any(folder.glob(SHARDS)):
+        (folder / HEAD).unlink(missing_ok=True)  # of an attempt that came to nothing
         write_json(path, manifest)
         return
     changed = differences(read_json(path), manifest)
@@ -307,17 +278,3 @@ def _parts(rows: Mapping[bytes, TokenRow], num_tokens: int) -> Iterator[dict[byt
         size += length
     if part:
         yield part
-
-
-def _logits(targets: LogitTargets | HiddenTargets) -> Tensor:
-    """Return logits in float32, without the rounding of products in half precision."""
-    if isinstance(targets, LogitTargets):
-        return targets.logits.float()
-    hidden, head = targets.hidden.float(), targets.head
-    weights = head.weight.split(_PIECE)
-    biases = [None] * len(weights) if head.bias is None else head.bias.float().split(_PIECE)
-    parts = [
-        dense_logits(HiddenTargets(hidden, replace(head, weight=weight.float(), bias=bias)))
-        for weight, bias in zip(weights, biases, strict=True)
-    ]
-    return torch.cat(parts, -1)
