@@ -19,10 +19,9 @@ from torch import Tensor
 from selftrain.ops._row_divergence import VALUES, row_divergence
 from selftrain.ops._row_nll import NLL_VALUES, row_nll
 
-# Without a stated budget this much memory. On a CPU less: malloc keeps blocks below 32 MiB for the
-# next step, larger ones come as new pages each time, which costs more than larger chunks save. With
-# fewer tokens than this it is the passes over the gradient of the head that cost most.
-_DEFAULT_BUDGET, _CPU_BUFFER, _CPU_TOKENS = 2**30, 31 * 2**20, 192
+# Without a stated budget: this much memory, and on a CPU at most this many tokens. With fewer, the
+# products spend their time on packing the heads anew; with more, on pages for the logits.
+_DEFAULT_BUDGET, _CPU_TOKENS = 2**30, 512
 # A head of another type than the products' is converted this many elements at a time.
 _PIECE = 2**22
 # Float16 has nothing below 6e-8: there the gradients of logits (mostly below 1, and rarely above
@@ -178,7 +177,7 @@ def chunk_size(num_rows: int, vocab: int, budget: int | None, hidden: Tensor) ->
     grad = 2 if hidden.dtype.itemsize == 2 else 0
     limit = max(1, (_DEFAULT_BUDGET if budget is None else budget) // ((2 * logit + grad) * vocab))
     if budget is None and hidden.device.type == "cpu":
-        limit = min(limit, max(_CPU_TOKENS, _CPU_BUFFER // (logit * vocab)))
+        limit = min(limit, _CPU_TOKENS)
     if num_rows <= limit:
         return max(num_rows, 1)
     step = 64 if limit >= 64 else 1

@@ -107,7 +107,7 @@ def linear_divergence(
         scale: Likewise.
         temperature: Divides both logits, after scale and soft-cap; must be positive.
         memory_budget: Bytes that the logits of a chunk may take, with their gradient; at least one
-            token is taken. None for 1 GiB; on a CPU for 62 MiB, but at least 192 tokens.
+            token is taken. None for 1 GiB, and on a CPU at most 512 tokens.
         measure: False leaves out all values but the loss.
         backend: What compares the logits: "auto" takes Triton on CUDA where it can, "eager" is
             torch.
