@@ -19,8 +19,8 @@ from torch import Tensor
 from selftrain.ops._row_divergence import VALUES, row_divergence
 from selftrain.ops._row_nll import NLL_VALUES, row_nll
 
-# Without a stated budget: this much memory, and on a CPU at most this many tokens, where more do
-# not make the matrix products faster but push the logits out of the caches.
+# Without a stated budget: this much memory, and on a CPU at most this many tokens. With fewer, the
+# products spend their time on packing the heads anew; with more, on pages for the logits.
 _DEFAULT_BUDGET, _CPU_TOKENS = 2**30, 512
 # A head of another type than the products' is converted this many elements at a time.
 _PIECE = 2**22
@@ -60,23 +60,23 @@ class LinearLoss(torch.autograd.Function):
             return (None, None, None, *rest)
         scale, *grads = ctx.saved_tensors
         scale = scale * grad_outputs[0]
-        scaled = []
-        for grad, dtype, need in zip(grads, ctx.dtypes, ctx.needs_input_grad[:3], strict=True):
-            if need:
-                grad = grad.mul_(scale) if _graph_is_freed() else grad * scale
-            scaled.append(grad.to(dtype) if need else None)
+        scaled = [
+            _scaled(grad, scale).to(dtype) if need else None
+            for grad, dtype, need in zip(grads, ctx.dtypes, ctx.needs_input_grad[:3], strict=True)
+        ]
         return (*scaled, *rest)
 
 
-def _graph_is_freed() -> bool:
-    """Say whether no later backward pass can read what was saved, so that it may be overwritten.
+def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
+    """Return ``grad * scale``, without a copy if no later backward pass can read ``grad``.
 
-    A copy of the gradient of a large head would be the peak of the memory of a training step.
+    The copy of a large head's gradient would be the peak of the memory of a training step.
     """
-    if torch.compiler.is_compiling():
-        return False
     keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return keeps_graph is not None and not keeps_graph()
+    if torch.compiler.is_compiling() or keeps_graph is None or keeps_graph():
+        return grad * scale
+    on_cpu = scale.device.type == "cpu"  # where looking costs less than a pass over the gradient
+    return grad if on_cpu and scale.item() == 1.0 else grad.mul_(scale)
 
 
 def linear_loss(
