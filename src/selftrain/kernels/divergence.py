@@ -9,7 +9,6 @@ vocabulary is written but the gradient.
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
 from selftrain._core.checks import check_choice, check_range
@@ -174,8 +173,11 @@ class _Model:
     def shares(self) -> dict[str, int]:
         """Return the arguments that say which columns each program sweeps."""
         vocab = self.logits.shape[1]
-        splits = min(_MOST_SPLITS, triton.next_power_of_2(triton.cdiv(vocab, _BLOCK)))
-        span = _BLOCK * triton.cdiv(vocab, _BLOCK * splits)
+        blocks = -(-vocab // _BLOCK)
+        splits = _MOST_SPLITS
+        while splits >= 2 * blocks and splits > 1:
+            splits //= 2  # programs without columns
+        span = _BLOCK * -(-blocks // splits)
         return {"vocab": vocab, "span": span, "SPLITS": splits, "BLOCK": _BLOCK}
 
     def arguments(self, name: str) -> dict[str, Tensor | float | bool]:

@@ -120,18 +120,14 @@ def sweep_kernel(
     student_log_mass = tl.log(mass)
     teacher_top, mass = row_total(teacher_maxima, teacher_masses, row, SPLITS, 1.0, SPLITS)
     teacher_log_mass = tl.log(mass)
-    if GRAD:
-        weight = tl.load(weights + row)
-        mean = 0.0
-        if not REDUCE:
-            mean = tl.load(pushes + row)
-    if REDUCE:
-        values = tl.zeros((BLOCK,), tl.float32)
-        sum_push = tl.zeros((BLOCK,), tl.float32)
-        if MEASURE:
-            overlap = tl.zeros((BLOCK,), tl.float32)
-            student_entropy = tl.zeros((BLOCK,), tl.float32)
-            teacher_entropy = tl.zeros((BLOCK,), tl.float32)
+    weight, mean = tl.load(weights + row), 0.0
+    if not REDUCE:
+        mean = tl.load(pushes + row)
+    values = tl.zeros((BLOCK,), tl.float32)
+    sum_push = tl.zeros((BLOCK,), tl.float32)
+    overlap = tl.zeros((BLOCK,), tl.float32)
+    student_entropy = tl.zeros((BLOCK,), tl.float32)
+    teacher_entropy = tl.zeros((BLOCK,), tl.float32)
     for first in range(split * span, tl.minimum((split + 1) * span, vocab), BLOCK):
         column = first + tl.arange(0, BLOCK)
         student_score, slope = scores(
