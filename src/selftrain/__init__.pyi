@@ -1,4 +1,5 @@
 from . import decoding, distill, ops, plots, report, tasks, training
+from .decoding.endpoint import EndpointSampler
 from .decoding.outcome import SpeculativeOutput, SpeculativeStats
 from .decoding.params import Completion, SamplingParams
 from .decoding.sampler import HFSampler, Sampler
@@ -14,6 +15,7 @@ __all__ = [
     "Completion",
     "DistillConfig",
     "Distiller",
+    "EndpointSampler",
     "HFSampler",
     "Sampler",
     "SamplingParams",

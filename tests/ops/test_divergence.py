@@ -23,6 +23,17 @@ CASES = [
     ("jsd", {"beta": 0.0}),
     ("jsd", {"beta": 1.0, "scale": "unit"}),
     ("total_variation", {}),
+    ("skew_kl", {}),
+    ("skew_kl", {"alpha": 0.0}),
+    ("skew_kl", {"alpha": 0.7}),
+    ("skew_reverse_kl", {}),
+    ("skew_reverse_kl", {"alpha": 0.0}),
+    ("skew_reverse_kl", {"alpha": 0.7}),
+    ("amari", {}),
+    ("amari", {"alpha": 0.0}),
+    ("amari", {"alpha": 0.5}),
+    ("amari", {"alpha": 0.8}),
+    ("amari", {"alpha": 1.0}),
 ]
 INF = float("inf")
 
@@ -32,16 +43,22 @@ def logits(*shape, seed=0, scale=1.0, dtype=torch.float64):
     return scale * torch.randn(*shape, generator=rng, dtype=dtype)
 
 
-def plain(s, t, kind, beta=0.5, scale="paper", temperature=1.0):
+def plain(s, t, kind, beta=0.5, alpha=0.1, scale="paper", temperature=1.0):
     """The textbook formulas, differentiated automatically."""
     lq, lp = torch.log_softmax(s / temperature, -1), torch.log_softmax(t / temperature, -1)
     q, p = lq.exp(), lp.exp()
-    if kind == "forward_kl" or (kind == "jsd" and beta == 0):
-        return (p * (lp - lq)).sum(-1)
-    if kind == "reverse_kl" or (kind == "jsd" and beta == 1):
-        return (q * (lq - lp)).sum(-1)
     if kind == "total_variation":
         return 0.5 * (p - q).abs().sum(-1)
+    if kind == "forward_kl" or (kind, beta) == ("jsd", 0) or (kind, alpha) == ("amari", 1):
+        return (p * (lp - lq)).sum(-1)
+    if kind == "reverse_kl" or (kind, beta) == ("jsd", 1) or (kind, alpha) == ("amari", 0):
+        return (q * (lq - lp)).sum(-1)
+    if kind == "skew_kl":
+        return (p * (lp - (alpha * p + (1 - alpha) * q).log())).sum(-1)
+    if kind == "skew_reverse_kl":
+        return (q * (lq - ((1 - alpha) * p + alpha * q).log())).sum(-1)
+    if kind == "amari":
+        return ((p**alpha * q ** (1 - alpha)).sum(-1) - 1) / (alpha * (alpha - 1))
     lm = torch.logaddexp(lp + math.log(beta), lq + math.log(1 - beta))
     value = beta * (p * (lp - lm)).sum(-1) + (1 - beta) * (q * (lq - lm)).sum(-1)
     return value / (beta * (1 - beta)) if scale == "unit" else value

@@ -17,10 +17,12 @@ from selftrain.decoding.drafters import (
     VocabularyDrafter,
     first_layers,
 )
+from selftrain.decoding.endpoint import EndpointSampler
 from selftrain.decoding.outcome import Block, SpeculativeOutput, SpeculativeStats
 from selftrain.decoding.params import Completion, SamplingParams
 from selftrain.decoding.planner import Costs, Plan, measure_costs, plan
 from selftrain.decoding.sampler import HFSampler, Sampler
+from selftrain.decoding.seq2seq_sampler import EncoderDecoderSampler
 from selftrain.decoding.speculative import SpeculativeDecoder
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "Completion",
     "Costs",
     "Drafter",
+    "EncoderDecoderSampler",
+    "EndpointSampler",
     "HFSampler",
     "LayerDrafter",
     "ModelDrafter",

@@ -75,7 +75,9 @@ def mbsu(block_efficiency: float, num_draft_tokens: int, parameter_ratio: float)
     return block_efficiency / (num_draft_tokens * parameter_ratio + 1)
 
 
-def predict_block_efficiency(acceptances: Sequence[Tensor], num_draft_tokens: int) -> float:
+def predict_block_efficiency(
+    acceptances: Sequence[Tensor], num_draft_tokens: int, *, whole_texts: bool = False
+) -> float:
     """Predict block efficiency from texts of the target, without decoding.
 
     Along a text acceptances are not independent, so :func:`expected_tokens` is off. Given that the
@@ -85,34 +87,48 @@ def predict_block_efficiency(acceptances: Sequence[Tensor], num_draft_tokens: in
 
     Args:
         acceptances: For each text drawn from the target, ``min(1, q(y_t) / p(y_t))`` at every
-            position ``[time]``; texts shorter than ``num_draft_tokens`` do not count.
+            position ``[time]``.
         num_draft_tokens: Tokens drafted per block.
+        whole_texts: Whether the last block of a text counts though the text cuts it off. Then the
+            result is tokens per target call over the very texts, and they may be short. Otherwise
+            it is that of text without an end, and those shorter than ``num_draft_tokens`` do not
+            count.
 
     Raises:
-        ValueError: If every text is shorter than ``num_draft_tokens``.
+        ValueError: If no text counts.
     """
     check_int("num_draft_tokens", num_draft_tokens, low=0)
-    tokens = calls = 0.0
-    for accept in acceptances:
-        if len(accept) >= max(num_draft_tokens, 1):
-            starts, emitted = _renewals(accept.double().cpu(), num_draft_tokens)
-            tokens, calls = tokens + float(starts @ emitted), calls + float(starts.sum())
-    if calls == 0:
+    shortest = 1 if whole_texts else max(num_draft_tokens, 1)
+    kept = [accept for accept in acceptances if len(accept) >= shortest]
+    if not kept:
         raise ValueError(f"no text has num_draft_tokens={num_draft_tokens} tokens or more.")
-    return tokens / calls
+    lengths_B = torch.tensor([len(accept) for accept in kept])
+    # Behind a text's end everything stands: what is there reaches no block that counts.
+    accept_BT = torch.ones(len(kept), int(lengths_B.max()) + num_draft_tokens, dtype=torch.float64)
+    for row, accept in zip(accept_BT, kept, strict=True):
+        row[: len(accept)] = accept
+    starts_BT, emitted_BT = _renewals(accept_BT, num_draft_tokens)
+    places = torch.arange(starts_BT.shape[1])
+    last_B = lengths_B - 1 if whole_texts else lengths_B - max(num_draft_tokens, 1)
+    starts_BT = starts_BT * (places <= last_B[:, None])
+    tokens = lengths_B.sum() if whole_texts else (starts_BT * emitted_BT).sum()
+    return float(tokens / starts_BT.sum())
 
 
-def _renewals(accept: Tensor, num_draft_tokens: int) -> tuple[Tensor, Tensor]:
-    """Return, for every position, the chance that a block begins there and its mean tokens."""
+def _renewals(accept_BT: Tensor, num_draft_tokens: int) -> tuple[Tensor, Tensor]:
+    """Return, for every position, the chance that a block begins there and its mean tokens.
+
+    Positions go up to where the last window of ``num_draft_tokens`` tokens begins.
+    """
     if num_draft_tokens == 0:
-        return torch.ones_like(accept), torch.ones_like(accept)
-    windows = accept.unfold(0, num_draft_tokens, 1)  # [starts, drafted]
-    reach = windows.cumprod(1)
+        return torch.ones_like(accept_BT), torch.ones_like(accept_BT)
+    reach_BTK = accept_BT.unfold(1, num_draft_tokens, 1).cumprod(-1)
     # Column i: exactly i drafted tokens stand.
-    before = torch.nn.functional.pad(reach, (1, 0), value=1.0)
-    ends = before - torch.nn.functional.pad(reach, (0, 1))
-    starts = torch.zeros(len(windows) + num_draft_tokens + 1, dtype=accept.dtype)
-    starts[0] = 1.0
-    for t in range(len(windows)):
-        starts[t + 1 : t + num_draft_tokens + 2] += starts[t] * ends[t]
-    return starts[: len(windows)], before.sum(1)
+    before_BTK = torch.nn.functional.pad(reach_BTK, (1, 0), value=1.0)
+    ends_BTK = before_BTK - torch.nn.functional.pad(reach_BTK, (0, 1))
+    num, time, width = ends_BTK.shape
+    starts_BT = accept_BT.new_zeros(num, time + width)
+    starts_BT[:, 0] = 1.0
+    for t in range(time):
+        starts_BT[:, t + 1 : t + width + 1] += starts_BT[:, t : t + 1] * ends_BTK[:, t]
+    return starts_BT[:, :time], before_BTK.sum(-1)

@@ -79,7 +79,8 @@ class AutoPacer:
     Trying costs time, and estimates can be wrong. So accounts are kept: what all blocks took,
     against what plain decoding would have taken for the same tokens. When that debt exceeds a small
     credit (some plain steps and a share of the whole), it decodes plainly until there is room for
-    another try. A run can therefore lose no more than the credit, whatever the draft is worth.
+    another try, the price of trying included. So a run loses little more than the credit, whatever
+    the draft is worth.
     """
 
     max_draft_tokens = _MOST
@@ -91,6 +92,7 @@ class AutoPacer:
         self._cold: set[int] = set()  # of these, known only with the draft catching up
         self._tested, self._overlap = 0.0, 0.0
         self._debt, self._earned = 0.0, 0.0  # seconds
+        self._resume = 0.0  # seconds that the last block lost with which drafting resumed
         self._plain_since_try, self._retry = 0, _RETRY
         self._num_rows = 0
 
@@ -104,7 +106,9 @@ class AutoPacer:
         if len(self._plain) < _PLAIN_FIRST:
             return 0
         plain = self._seconds[0]
-        if self._debt > _CREDIT * plain + _TOLERANCE * self._earned:
+        # What resuming will lose counts beforehand: the draft has to read what it missed.
+        risk = self._debt + (self._resume if self._plain_since_try else 0.0)
+        if risk > _CREDIT * plain + _TOLERANCE * self._earned:
             return 0
         if self._cold:  # the price without catching up is still to be seen
             return min(self._cold)
@@ -133,12 +137,12 @@ class AutoPacer:
         """Learn how a block went."""
         if num_rows != self._num_rows:  # rows have left: everything is cheaper now
             self._num_rows, self._plain = num_rows, []
+        resumed = num_drafted > 0 and self._plain_since_try > 0
         if num_drafted == 0:
             self._plain_since_try += 1
             self._learn_plain(seconds)
         else:
-            # After plain steps the draft has to read what it missed.
-            self._learn(num_drafted, seconds, cold=self._plain_since_try > 0)
+            self._learn(num_drafted, seconds, cold=resumed)
             self._plain_since_try = 0
         kept = _FORGET**num_tested
         self._tested = kept * self._tested + num_tested
@@ -148,6 +152,8 @@ class AutoPacer:
             self._earned += worth
             if num_drafted:
                 self._debt += seconds - worth
+            if resumed:
+                self._resume = max(0.0, seconds - worth)
 
     def _learn_plain(self, seconds: float) -> None:
         if len(self._plain) < _PLAIN_FIRST:

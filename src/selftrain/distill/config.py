@@ -23,6 +23,10 @@ class DistillConfig:
     """What is minimised at every token, or "nll": -log q of the token in the text."""
     beta: float | None = None
     """The teacher's weight in the mixture of "jsd", in [0, 1]; None: 0.5. Only for "jsd"."""
+    alpha: float | None = None
+    """Parameter of the skew and Amari divergences; None: 0.1. Only for those."""
+    tail: bool = True
+    """Whether a top-k teacher's other tokens count, as one."""
     jsd_scale: JSDScale = "paper"
     """"paper": equation 1 of GKD; "unit": divided by beta (1 - beta). Only for "jsd"."""
     on_policy_fraction: float = 1.0

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,14 +15,16 @@ from selftrain._core.config import load_json, save_json
 from selftrain._core.io import atomic_folder
 from selftrain._core.rng import derive
 from selftrain.distill.config import DistillConfig, Source
-from selftrain.distill.losses import text_losses, token_losses
+from selftrain.distill.heads import Scorer
+from selftrain.distill.losses import step_losses
 from selftrain.distill.pair import check_pair, end_tokens, freeze
 from selftrain.distill.rows import EncodedRow, RowEncoder
+from selftrain.distill.teachers.model import ModelTeacher
 from selftrain.distill.texts import check_row, draw_sources, sample_ids
-from selftrain.training.batch import MicroBatch, TokenRow, scored_logits, takes_logits_to_keep
+from selftrain.training.batch import MicroBatch, TokenRow
 from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
 from selftrain.training.finetune import Rows
-from selftrain.training.learner import Learner, RowValues
+from selftrain.training.learner import Learner, RowValues, StepLosses
 from selftrain.training.loop import Report, TrainingRun
 from selftrain.training.optim import learning_rate_at
 from selftrain.training.order import batch_indices
@@ -30,6 +32,7 @@ from selftrain.training.order import batch_indices
 if TYPE_CHECKING:
     from selftrain.decoding.sampler import Sampler
 
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _CONFIG_FILE, _STATE_FOLDER = "distill_config.json", "training_state"
 # Text is tokenised when its step comes; of a data set only so many rows are read beforehand.
 _ROWS_CHECKED_FIRST = 1000
@@ -85,9 +88,11 @@ class Distiller:
         freeze(teacher)
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
         self.accelerator = accelerator or Accelerator()
-        self._slices = {id(m): takes_logits_to_keep(m) for m in (student, teacher)}
         self._learner = Learner(student, self.config, self.accelerator)
         teacher.to(self.accelerator.device)  # pyrefly: ignore[bad-argument-type]
+        sharded = self.accelerator.distributed_type in _SHARDED
+        self._student_scores = Scorer(student, hidden=not sharded)
+        self._teacher = ModelTeacher(teacher, context=self.accelerator.autocast)
         eos_token_ids = end_tokens(student, tokenizer)
         self._encode = RowEncoder(
             tokenizer,
@@ -132,7 +137,7 @@ class Distiller:
         rows = self._with_text(encoded, sources, ("sample", step))
         result = self._learner.learn(
             rows,
-            self._token_values,
+            self._losses,
             step=step,
             num_rows=len(batch),
             names=[f"row {i} (source: {source})" for i, source in enumerate(sources)],
@@ -209,7 +214,7 @@ class Distiller:
                 if not row.prompt_ids:
                     raise ValueError(f"row {i} has neither a completion nor a prompt.")
         rows = self._with_text(encoded, sources, ("eval",))
-        result = self._learner.measure(rows, self._token_values, num_rows=len(dataset))
+        result = self._learner.measure(rows, self._losses, num_rows=len(dataset))
         return self._means(result)
 
     def save(self, path: str | Path) -> None:
@@ -323,20 +328,20 @@ class Distiller:
             self._samplers[source] = sampler
         return sampler
 
-    def _token_values(self, batch: MicroBatch) -> dict[str, Tensor]:
-        ended = torch.isin(batch.labels, self._ends).float()
-        if self.config.divergence == "nll":
-            return {"ended": ended, **text_losses(self._student_logits(batch), batch.labels)}
+    def _losses(self, batch: MicroBatch, weights: Tensor) -> StepLosses:
+        kind = self.config.divergence
         # The teacher first: its activations are gone before the student's graph is built.
-        with torch.no_grad(), self.accelerator.autocast():
-            slices = self._slices[id(self.teacher)]
-            teacher_logits = scored_logits(self.teacher, batch, slices_logits=slices)
-        losses = token_losses(self._student_logits(batch), teacher_logits, self.config)
-        return {"ended": ended, **losses}
-
-    def _student_logits(self, batch: MicroBatch) -> Tensor:
-        slices = self._slices[id(self.student)]
-        return scored_logits(self._learner.model, batch, slices_logits=slices)
+        teacher = None if kind == "nll" else self._teacher.targets(batch)
+        losses = step_losses(
+            self._student_scores(self._learner.model, batch),
+            teacher,
+            labels=batch.labels,
+            weights=weights,
+            config=self.config,
+            kind=kind,
+        )
+        ended = torch.isin(batch.labels, self._ends).float()
+        return StepLosses(losses.objective, {"ended": ended, **losses.values})
 
     def _means(self, result: RowValues) -> dict[str, float]:
         names = [name for name in result.sums if name != "ended"]

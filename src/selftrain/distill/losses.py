@@ -3,67 +3,130 @@
 Shape letters: N scored tokens, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selftrain.distill.config import DistillConfig
+from selftrain.distill.config import DistillConfig, Objective
+from selftrain.distill.targets import (
+    HiddenTargets,
+    LogitTargets,
+    Targets,
+    TopKTargets,
+    dense_logits,
+)
 from selftrain.ops.divergence import divergence
+from selftrain.ops.linear_divergence import linear_cross_entropy, linear_divergence
+from selftrain.ops.topk_divergence import topk_divergence
+from selftrain.training.learner import StepLosses
 
 # Rows per block of the measurements are chosen so that a block's temporaries stay small.
 _BLOCK = 2**19
 
 
-def token_losses(
-    student_logits: Tensor, teacher_logits: Tensor, config: DistillConfig
-) -> dict[str, Tensor]:
-    """Return the divergence at every token, with :func:`agreement` of the two models.
+def step_losses(
+    student: LogitTargets | HiddenTargets,
+    teacher: Targets | None,
+    *,
+    labels: Tensor,
+    weights: Tensor,
+    config: DistillConfig,
+    kind: Objective,
+) -> StepLosses:
+    """Return the weighted loss of a micro-batch, and every token's measurements.
 
-    Models whose vocabularies differ by padding are compared on the tokens they share,
-    renormalised: a missing token is no token, where a zero logit would be a likely one.
-
-    Args:
-        student_logits: ``[N, V_student]``; the gradient flows here.
-        teacher_logits: ``[N, V_teacher]``.
-        config: Which divergence.
-
-    Returns:
-        ``loss`` and the measurements, each ``[N]`` in float32.
-    """
-    shared = min(student_logits.shape[-1], teacher_logits.shape[-1])
-    student_logits = student_logits[..., :shared]
-    teacher_logits = teacher_logits[..., :shared].detach()
-    loss = divergence(
-        student_logits,
-        teacher_logits,
-        kind=config.divergence,  # pyrefly: ignore[bad-argument-type]
-        beta=0.5 if config.beta is None else config.beta,
-        scale=config.jsd_scale,
-        temperature=config.loss_temperature,
-    )
-    return {"loss": loss, **agreement(student_logits, teacher_logits)}
-
-
-def text_losses(student_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return -log q of every token of the text, and the student's entropy.
+    Two models that give hidden states are compared without their logits ever lying in memory, and
+    the gradient is computed beside the loss (:func:`selftrain.ops.linear_divergence`). Models whose
+    vocabularies differ by padding are compared on the tokens they share, renormalised: a missing
+    token is no token, where a zero logit would be a likely one.
 
     Args:
-        student_logits: ``[N, V]``.
-        labels: ``[N]``, the tokens.
+        student: What the student makes of the scored places; the gradient flows here.
+        teacher: The same of the teacher; None where the text itself is the target.
+        labels: ``[N]``, the tokens of the text.
+        weights: ``[N]``, each token's factor in the loss.
+        config: Settings of the divergence.
+        kind: What is minimised.
     """
-    loss = F.cross_entropy(student_logits.float(), labels, reduction="none")
+    if kind == "nll":
+        return _text_losses(student, labels, weights)
+    assert teacher is not None, "only the likelihood of the text needs no teacher"  # noqa: S101
+    options: dict[str, Any] = {
+        "kind": kind,
+        "beta": 0.5 if config.beta is None else config.beta,
+        "scale": config.jsd_scale,
+        "temperature": config.loss_temperature,
+    }
+    if isinstance(teacher, TopKTargets):
+        return _top_k_losses(student, teacher, weights, {**options, "tail": config.tail})
+    options["alpha"] = 0.1 if config.alpha is None else config.alpha
+    if isinstance(student, HiddenTargets) and isinstance(teacher, HiddenTargets):
+        fused = linear_divergence(
+            student.hidden, student.head, teacher.hidden, teacher.head, weights, **options
+        )
+        return StepLosses(fused.loss, fused.values)
+    return _dense_losses(dense_logits(student), dense_logits(teacher), weights, options)
+
+
+def _text_losses(
+    student: LogitTargets | HiddenTargets, labels: Tensor, weights: Tensor
+) -> StepLosses:
+    """Return -log q of every token of the text, and the student's entropy."""
+    if isinstance(student, HiddenTargets):
+        fused = linear_cross_entropy(student.hidden, student.head, labels, weights)
+        # A label is no teacher whose agreement would be worth a curve.
+        kept = ("loss", "student_entropy")
+        return StepLosses(fused.loss, {name: fused.values[name] for name in kept})
+    logits = dense_logits(student).float()
+    loss = F.cross_entropy(logits, labels, reduction="none")
     with torch.no_grad():
-        log_q = torch.log_softmax(student_logits.float(), -1)
-        return {"loss": loss, "student_entropy": _entropy(log_q.exp(), log_q)}
+        log_q = torch.log_softmax(logits, -1)
+        entropy = _entropy(log_q.exp(), log_q)
+    return StepLosses((loss * weights).sum(), {"loss": loss, "student_entropy": entropy})
+
+
+def _dense_losses(
+    student_NV: Tensor, teacher_NV: Tensor, weights: Tensor, options: dict[str, Any]
+) -> StepLosses:
+    shared = min(student_NV.shape[-1], teacher_NV.shape[-1])
+    student_NV, teacher_NV = student_NV[..., :shared], teacher_NV[..., :shared].detach()
+    loss = divergence(student_NV, teacher_NV, **options)
+    temperature = options["temperature"]
+    values = agreement(student_NV, teacher_NV, temperature=temperature)
+    return StepLosses((loss * weights).sum(), {"loss": loss, **values})
+
+
+def _top_k_losses(
+    student: LogitTargets | HiddenTargets,
+    teacher: TopKTargets,
+    weights: Tensor,
+    options: dict[str, Any],
+) -> StepLosses:
+    """Return the divergence from a teacher of whom only the likeliest tokens are known."""
+    logits_NV = dense_logits(student)
+    loss = topk_divergence(logits_NV, teacher.token_ids, teacher.log_probs, **options)
+    with torch.no_grad():
+        log_q = torch.log_softmax(logits_NV.float() / options["temperature"], -1)
+        best = teacher.token_ids.gather(-1, teacher.log_probs.argmax(-1, keepdim=True))[:, 0]
+        values = {
+            "top1_agreement": (log_q.argmax(-1) == best).float(),
+            "student_entropy": _entropy(log_q.exp(), log_q),
+        }
+    return StepLosses((loss * weights).sum(), {"loss": loss, **values})
 
 
 @torch.no_grad()
-def agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, Tensor]:
-    r"""Return how well the two models agree at every token, at temperature 1.
+def agreement(
+    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0
+) -> dict[str, Tensor]:
+    r"""Return how well the two models agree at every token, at the loss's temperature.
 
     Args:
         student_logits: ``[N, V]``.
         teacher_logits: ``[N, V]``.
+        temperature: Divides both.
 
     Returns:
         Each ``[N]``: ``acceptance`` :math:`= \sum_v \min(p_v, q_v)`, the rate at which speculative
@@ -73,7 +136,7 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, Tenso
     """
     rows = max(1, _BLOCK // max(1, student_logits.shape[-1]))
     parts = [
-        _agreement(student, teacher)
+        _agreement(student.float() / temperature, teacher.float() / temperature)
         for student, teacher in zip(
             student_logits.split(rows), teacher_logits.split(rows), strict=True
         )
@@ -82,8 +145,8 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, Tenso
 
 
 def _agreement(student_NV: Tensor, teacher_NV: Tensor) -> dict[str, Tensor]:
-    log_q = torch.log_softmax(student_NV.float(), -1)
-    log_p = torch.log_softmax(teacher_NV.float(), -1)
+    log_q = torch.log_softmax(student_NV, -1)
+    log_p = torch.log_softmax(teacher_NV, -1)
     top = log_q.argmax(-1, keepdim=True)
     top1_agreement = log_p.gather(-1, top)[:, 0] == log_p.amax(-1)
     q, p = log_q.exp(), log_p.exp()

@@ -44,7 +44,7 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DraftQuality:
+class MeasuredDraft:
     """How well one draft fits the target."""
 
     stats: SpeculativeStats
@@ -59,7 +59,7 @@ class Measurements:
     """All numbers of a run, by decoder and temperature."""
 
     speeds: Mapping[tuple[str, float], Speed]
-    qualities: Mapping[tuple[str, float], DraftQuality]
+    qualities: Mapping[tuple[str, float], MeasuredDraft]
     costs: Mapping[float, Costs]
     sample: SpeculativeOutput
     """One sampled continuation of the first prompt, with its blocks."""
@@ -218,7 +218,7 @@ def _quality(
     params: SamplingParams,
     num_draft_tokens: int,
     seed: int,
-) -> DraftQuality:
+) -> MeasuredDraft:
     stats = measure_draft(
         target,
         draft,
@@ -231,7 +231,7 @@ def _quality(
         batch_size=32,
     )
     forced = forced_acceptance(target, draft, prompts, texts, params=params)
-    return DraftQuality(
+    return MeasuredDraft(
         stats=stats,
         predicted_block_efficiency=predict_block_efficiency(forced, num_draft_tokens),
         independent_block_efficiency=expected_tokens(
@@ -245,7 +245,7 @@ def _speed(
     name: str,
     temperature: float,
     costs: Costs,
-    quality: DraftQuality | None,
+    quality: MeasuredDraft | None,
 ) -> Speed:
     mine, plain = (
         {r["prompt"]: r for r in rows if r["decoder"] == n and r["temperature"] == temperature}

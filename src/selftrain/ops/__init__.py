@@ -4,10 +4,13 @@ from selftrain.ops.divergence import (
     DIVERGENCES,
     DivergenceKind,
     JSDScale,
+    amari_divergence,
     divergence,
     forward_kl,
     generalized_jsd,
     reverse_kl,
+    skew_kl,
+    skew_reverse_kl,
     total_variation,
 )
 from selftrain.ops.lenience import (
@@ -20,8 +23,16 @@ from selftrain.ops.lenience import (
     output_law,
     verify_lenient,
 )
+from selftrain.ops.linear_divergence import (
+    Head,
+    LinearDivergence,
+    linear_cross_entropy,
+    linear_divergence,
+)
 from selftrain.ops.masking import PaddedTokens, completion_mask, masked_mean, pad_sequences
 from selftrain.ops.philox import Stream, gumbel, philox, uniform
+from selftrain.ops.sampled_kl import KLEstimator, kl_estimate, policy_kl_loss
+from selftrain.ops.topk_divergence import sampled_forward_kl, topk_divergence
 from selftrain.ops.tree import (
     TreeVerdict,
     ancestor_mask,
@@ -44,17 +55,21 @@ from selftrain.ops.warp import inverse_cdf, warp_logits
 __all__ = [
     "DIVERGENCES",
     "DivergenceKind",
+    "Head",
     "JSDScale",
+    "KLEstimator",
     "Lenience",
     "LenienceRule",
     "LenientVerdict",
     "LeviathanLenience",
+    "LinearDivergence",
     "MixtureLenience",
     "PaddedTokens",
     "Stream",
     "TreeVerdict",
     "TypicalAcceptance",
     "Verdict",
+    "amari_divergence",
     "ancestor_mask",
     "completion_mask",
     "divergence",
@@ -63,14 +78,22 @@ __all__ = [
     "gumbel",
     "inner_nodes",
     "inverse_cdf",
+    "kl_estimate",
+    "linear_cross_entropy",
+    "linear_divergence",
     "masked_mean",
     "node_depths",
     "output_law",
     "pad_sequences",
     "philox",
+    "policy_kl_loss",
     "residual",
     "reverse_kl",
     "sample_tokens",
+    "sampled_forward_kl",
+    "skew_kl",
+    "skew_reverse_kl",
+    "topk_divergence",
     "total_variation",
     "uniform",
     "verify_block",

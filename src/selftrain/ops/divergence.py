@@ -4,31 +4,38 @@ Throughout, p is the teacher's and q the student's distribution over the last di
 :math:`q = \mathrm{softmax}(s/\tau)`, :math:`p = \mathrm{softmax}(t/\tau)`. For any
 :math:`D = \sum_v F(p_v, q_v)` with :math:`g = \partial F / \partial q` the gradient with respect to
 the student's logits is :math:`\partial D/\partial s_v = q_v (g_v - \sum_w q_w g_w) / \tau`, so one
-pass yields value and gradient. Only the gradient is kept for the backward pass: one buffer of the
-logits' shape where automatic differentiation keeps about five.
+pass yields value and gradient.
 
 Shape letters: N positions, V vocabulary.
 """
-
-from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from selftrain._core.checks import check_choice, check_range, check_same_vocab
+from selftrain._core.checks import check_range, check_same_vocab
+from selftrain.ops._stored_gradient import stored_gradient
+from selftrain.ops.divergence_formulas import (
+    DIVERGENCES,
+    FORMULAS,
+    DivergenceKind,
+    JSDScale,
+    resolve,
+)
 
-DivergenceKind = Literal["forward_kl", "reverse_kl", "jsd", "total_variation"]
-JSDScale = Literal["paper", "unit"]
-
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "total_variation")
-"""The values of ``kind`` that :func:`divergence` takes."""
-
-# Elements per block of rows. On a CPU the temporaries of a block stay in the cache (measured 2.7
-# times faster than all rows at once at V = 32768); elsewhere the bound only limits their memory.
-_CPU_BLOCK, _DEVICE_BLOCK = 2**19, 2**27
-# Beyond e^80 the smaller of two probabilities no longer counts, and e^80 still fits float32.
-_MAX_LOG_RATIO = 80.0
+__all__ = [
+    "DIVERGENCES",
+    "DivergenceKind",
+    "JSDScale",
+    "amari_divergence",
+    "divergence",
+    "forward_kl",
+    "generalized_jsd",
+    "reverse_kl",
+    "skew_kl",
+    "skew_reverse_kl",
+    "total_variation",
+]
 
 
 def forward_kl(
@@ -172,35 +179,155 @@ def total_variation(
     )
 
 
+def skew_kl(
+    student_logits: Float[Tensor, "*batch vocab"],
+    teacher_logits: Float[Tensor, "*batch vocab"],
+    *,
+    alpha: float = 0.1,
+    temperature: float = 1.0,
+) -> Float[Tensor, "*batch"]:
+    r"""Return the skew KL, from the teacher to a mixture with it, at every position, in nats.
+
+    .. math:: D = KL(p \| m), \quad m = \alpha p + (1-\alpha) q, \qquad
+              \partial D / \partial s_v =
+              -(1-\alpha)\, q_v (p_v / m_v - \sum_w q_w p_w / m_w) / \tau
+
+    The forward KL made bounded (DistiLLM, arXiv 2402.03898): never above :math:`-\log\alpha`, with
+    ratios :math:`p/m` of at most :math:`1/\alpha`, so that a token that only the teacher allows
+    costs a finite amount. At alpha = 0 it is :func:`forward_kl`; at alpha = 1 it would be 0
+    whatever the student does, hence an error. The gradient flows to the student only. Computed in
+    float32, or float64 if that is given.
+
+    Args:
+        student_logits: Unnormalised scores of the model being trained.
+        teacher_logits: Unnormalised scores of the fixed model; the same vocabulary.
+        alpha: The teacher's weight in the mixture, in [0, 1).
+        temperature: Divides both logits; must be positive.
+
+    Raises:
+        ValueError: If the vocabularies differ in size or an argument lies outside its range.
+
+    Example:
+        >>> banned = torch.tensor([0.0, float("-inf")])
+        >>> skew_kl(banned, torch.tensor([float("-inf"), 0.0]), alpha=0.1)  # -log(0.1)
+        tensor(2.3026)
+    """
+    return divergence(
+        student_logits, teacher_logits, kind="skew_kl", alpha=alpha, temperature=temperature
+    )
+
+
+def skew_reverse_kl(
+    student_logits: Float[Tensor, "*batch vocab"],
+    teacher_logits: Float[Tensor, "*batch vocab"],
+    *,
+    alpha: float = 0.1,
+    temperature: float = 1.0,
+) -> Float[Tensor, "*batch"]:
+    r"""Return the skew reverse KL, from the student to a mixture with it, at every position.
+
+    .. math:: D = KL(q \| m), \quad m = (1-\alpha) p + \alpha q, \qquad
+              \partial D / \partial s_v = q_v (g_v - \sum_w q_w g_w) / \tau,\
+              g_v = \log (q_v / m_v) + (1-\alpha)\, p_v / m_v
+
+    The reverse KL made bounded (DistiLLM, arXiv 2402.03898), in nats and never above
+    :math:`-\log\alpha`: a token that only the student allows costs a finite amount, with a finite
+    gradient. ``alpha`` is the weight of the law that is compared with the mixture, here the
+    student's and in :func:`skew_kl` the teacher's. At alpha = 0 it is :func:`reverse_kl`; at
+    alpha = 1 it would be 0 whatever the student does, hence an error. The gradient flows to the
+    student only. Computed in float32, or float64 if that is given.
+
+    Args:
+        student_logits: Unnormalised scores of the model being trained.
+        teacher_logits: Unnormalised scores of the fixed model; the same vocabulary.
+        alpha: The student's weight in the mixture, in [0, 1).
+        temperature: Divides both logits; must be positive.
+
+    Raises:
+        ValueError: If the vocabularies differ in size or an argument lies outside its range.
+
+    Example:
+        >>> banned = torch.tensor([0.0, float("-inf")])
+        >>> skew_reverse_kl(banned, torch.tensor([float("-inf"), 0.0]), alpha=0.1)  # -log(0.1)
+        tensor(2.3026)
+    """
+    return divergence(
+        student_logits, teacher_logits, kind="skew_reverse_kl", alpha=alpha, temperature=temperature
+    )
+
+
+def amari_divergence(
+    student_logits: Float[Tensor, "*batch vocab"],
+    teacher_logits: Float[Tensor, "*batch vocab"],
+    *,
+    alpha: float,
+    temperature: float = 1.0,
+) -> Float[Tensor, "*batch"]:
+    r"""Return the alpha-divergence (Amari) at every position, between the two KLs.
+
+    .. math:: D = \frac{\sum_v p_v^\alpha q_v^{1-\alpha} - 1}{\alpha(\alpha-1)}, \qquad
+              \partial D / \partial s_v =
+              -(w_v - q_v \sum_u w_u) / \alpha\tau,\ w = p^\alpha q^{1-\alpha}
+
+    It tends to KL(teacher || student) as alpha tends to 1 and to KL(student || teacher) as it
+    tends to 0, and those are its values there; at 1/2 it is four times the squared Hellinger
+    distance. For every alpha it agrees with both KLs to second order, and between the ends it is
+    at most :math:`1/\alpha(1-\alpha)` whatever the supports. Orders outside [0, 1] are refused:
+    they put powers of a ratio of probabilities into value and gradient that overflow wherever one
+    of the models has almost no mass.
+
+    The gradient flows to the student only. Computed in float32, or float64 if that is given.
+
+    Args:
+        student_logits: Unnormalised scores of the model being trained.
+        teacher_logits: Unnormalised scores of the fixed model; the same vocabulary.
+        alpha: The exponent of the teacher's probability, in [0, 1].
+        temperature: Divides both logits; must be positive.
+
+    Raises:
+        ValueError: If the vocabularies differ in size or an argument lies outside its range.
+
+    Example:
+        >>> banned = torch.tensor([0.0, float("-inf")])
+        >>> amari_divergence(banned, torch.tensor([float("-inf"), 0.0]), alpha=0.5)
+        tensor(4.)
+    """
+    return divergence(
+        student_logits, teacher_logits, kind="amari", alpha=alpha, temperature=temperature
+    )
+
+
 def divergence(
     student_logits: Float[Tensor, "*batch vocab"],
     teacher_logits: Float[Tensor, "*batch vocab"],
     *,
     kind: DivergenceKind = "jsd",
     beta: float = 0.5,
+    alpha: float = 0.1,
     scale: JSDScale = "paper",
     temperature: float = 1.0,
 ) -> Float[Tensor, "*batch"]:
     """Return the divergence named by ``kind`` at every position, in nats.
 
     The functions of this module under one name; see :func:`forward_kl`, :func:`reverse_kl`,
-    :func:`generalized_jsd` and :func:`total_variation`. First derivatives only.
+    :func:`generalized_jsd`, :func:`total_variation`, :func:`skew_kl`, :func:`skew_reverse_kl` and
+    :func:`amari_divergence` ("amari"). First derivatives only.
 
     Args:
         student_logits: Unnormalised scores of the model being trained.
         teacher_logits: Unnormalised scores of the fixed model; the same shape.
         kind: Which divergence.
         beta: The teacher's weight in the mixture of "jsd", in [0, 1]; unused otherwise.
+        alpha: The skew of "skew_kl" and "skew_reverse_kl", in [0, 1), or the order of "amari", in
+            [0, 1]; unused otherwise.
         scale: "paper" or "unit", for "jsd"; unused otherwise.
         temperature: Divides both logits; must be positive.
 
     Raises:
         ValueError: If ``kind`` or ``scale`` is unknown (the message lists the known ones), the
-            shapes differ, or ``beta`` or ``temperature`` lies outside its range.
+            shapes differ, or ``beta``, ``alpha`` or ``temperature`` lies outside its range.
     """
-    check_choice("kind", kind, DIVERGENCES)
-    check_choice("scale", scale, ("paper", "unit"))
-    check_range("beta", beta, low=0.0, high=1.0)
+    formula, parameter, factor = resolve(kind, beta, alpha, scale)
     check_range("temperature", temperature, low=0.0, low_open=True)
     check_same_vocab(student_logits, teacher_logits)
     if student_logits.shape != teacher_logits.shape:
@@ -208,128 +335,34 @@ def divergence(
             f"student_logits has shape {tuple(student_logits.shape)}, teacher_logits "
             f"{tuple(teacher_logits.shape)}; they must be equal (nothing is broadcast)."
         )
-    if kind == "jsd" and beta in (0.0, 1.0):
-        kind = "forward_kl" if beta == 0.0 else "reverse_kl"
     vocab = student_logits.shape[-1]
-    value_N = _Divergence.apply(
+    value_N = stored_gradient(
+        _divergence_rows,
         student_logits.reshape(-1, vocab),
-        teacher_logits.detach().reshape(-1, vocab),
-        kind,
-        float(beta),
-        1.0 / (beta * (1.0 - beta)) if kind == "jsd" and scale == "unit" else 1.0,
-        float(temperature),
+        (teacher_logits.detach().reshape(-1, vocab),),
+        (formula, parameter, factor, float(temperature)),
     )
     return value_N.reshape(student_logits.shape[:-1])
 
 
-class _Divergence(torch.autograd.Function):
-    """Value in the forward pass, together with the gradient that the backward pass scales."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        student_NV: Tensor,
-        teacher_NV: Tensor,
-        kind: str,
-        beta: float,
-        factor: float,
-        temperature: float,
-    ) -> Tensor:
-        wide = torch.promote_types(student_NV.dtype, teacher_NV.dtype)
-        dtype = wide if wide == torch.float64 else torch.float32
-        num, vocab = student_NV.shape
-        block = _CPU_BLOCK if student_NV.device.type == "cpu" else _DEVICE_BLOCK
-        rows = max(1, block // max(vocab, 1))
-        needs_grad = ctx.needs_input_grad[0]
-        value_N = student_NV.new_empty(num, dtype=dtype)
-        grad_NV = student_NV.new_empty((num, vocab) if needs_grad else (0, vocab), dtype=dtype)
-        for start in range(0, num, rows):
-            stop = min(start + rows, num)
-            log_q = _log_softmax(student_NV[start:stop], dtype, temperature)
-            log_p = _log_softmax(teacher_NV[start:stop], dtype, temperature)
-            value, grad = _FORMULAS[kind](log_q, log_p, beta, needs_grad)
-            torch.mul(value, factor, out=value_N[start:stop])
-            if grad is not None:
-                torch.mul(grad, factor / temperature, out=grad_NV[start:stop])
-        ctx.save_for_backward(grad_NV)
-        ctx.student_dtype = student_NV.dtype
-        return value_N
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_NV,) = ctx.saved_tensors
-        grad_NV = (grad_NV * grad_outputs[0][:, None]).to(ctx.student_dtype)
-        return grad_NV, None, None, None, None, None
+def _divergence_rows(
+    needs_grad: bool,
+    student_NV: Tensor,
+    teacher_NV: Tensor,
+    formula: str,
+    parameter: float,
+    factor: float,
+    temperature: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the value of every row and the gradient with respect to the student's logits."""
+    log_q = _log_softmax(student_NV, temperature)
+    log_p = _log_softmax(teacher_NV.to(student_NV.dtype), temperature)
+    value, grad = FORMULAS[formula](log_q, log_p, parameter, needs_grad)
+    if grad is not None and factor != temperature:
+        grad.mul_(factor / temperature)
+    return value.mul_(factor), grad
 
 
-def _log_softmax(logits_NV: Tensor, dtype: torch.dtype, temperature: float) -> Tensor:
-    """Return fresh log-probabilities, which the formulas below may overwrite."""
-    logits_NV = logits_NV.to(dtype)
+def _log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Return fresh log-probabilities, which the formulas may overwrite."""
     return torch.log_softmax(logits_NV if temperature == 1 else logits_NV / temperature, dim=-1)
-
-
-# Each formula takes log q and log p, may overwrite both, and returns the value per row and (if
-# asked) the gradient with respect to the student's logits at temperature 1. The ratio is masked
-# before the product, not after: 0 * (-inf - -inf) is NaN.
-
-
-def _forward_kl(
-    log_q: Tensor, log_p: Tensor, beta: float, needs_grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    p = log_p.exp()
-    log_ratio = log_p.sub_(log_q).masked_fill_(p == 0, 0.0)
-    value = log_ratio.mul_(p).sum(-1)
-    return value, log_q.exp_().sub_(p) if needs_grad else None
-
-
-def _reverse_kl(
-    log_q: Tensor, log_p: Tensor, beta: float, needs_grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    q = log_q.exp()
-    log_ratio = log_q.sub_(log_p).masked_fill_(q == 0, 0.0)
-    value = (q * log_ratio).sum(-1)
-    return value, log_ratio.sub_(value[:, None]).mul_(q) if needs_grad else None
-
-
-def _jsd(
-    log_q: Tensor, log_p: Tensor, beta: float, needs_grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    p = log_p.exp()
-    # r = log p/q gives log m/q = log1p(beta expm1(r)). Unlike a logaddexp of log p and log q minus
-    # log q, this keeps its relative precision where p is close to q, and as beta tends to 0. As it
-    # tends to 1, log m/p does.
-    log_ratio = log_p.sub_(log_q).clamp_(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).nan_to_num_(nan=0.0)
-    q = log_q.exp_()
-    if beta <= 0.5:
-        log_m_over_q = torch.expm1(log_ratio).mul_(beta).log1p_()
-        log_p_over_m = log_ratio.sub_(log_m_over_q)
-    else:
-        log_p_over_m = torch.expm1(-log_ratio).mul_(1.0 - beta).log1p_().neg_()
-        log_m_over_q = log_ratio.sub_(log_p_over_m)
-    kl_q_m = -(q * log_m_over_q).sum(-1)
-    kl_p_m = log_p_over_m.mul_(p).sum(-1)
-    value = beta * kl_p_m + (1.0 - beta) * kl_q_m
-    if not needs_grad:
-        return value, None
-    return value, log_m_over_q.add_(kl_q_m[:, None]).mul_(q).mul_(-(1.0 - beta))
-
-
-def _total_variation(
-    log_q: Tensor, log_p: Tensor, beta: float, needs_grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    q = log_q.exp_()
-    difference = q - log_p.exp_()
-    value = 0.5 * difference.abs().sum(-1)
-    if not needs_grad:
-        return value, None
-    sign = difference.sign_()
-    mean_sign = (q * sign).sum(-1, keepdim=True)
-    return value, sign.sub_(mean_sign).mul_(q).mul_(0.5)
-
-
-_FORMULAS = {
-    "forward_kl": _forward_kl,
-    "reverse_kl": _reverse_kl,
-    "jsd": _jsd,
-    "total_variation": _total_variation,
-}

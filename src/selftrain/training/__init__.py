@@ -1,5 +1,6 @@
 """Fine-tuning loops over a model and a data set."""
 
+from selftrain.training.batch import TokenRow
 from selftrain.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from selftrain.training.finetune import FinetuneConfig, finetune
 from selftrain.training.loop import Report
@@ -11,6 +12,7 @@ __all__ = [
     "FinetuneConfig",
     "OptimConfig",
     "Report",
+    "TokenRow",
     "batch_indices",
     "build_optimizer",
     "finetune",

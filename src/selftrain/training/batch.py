@@ -52,6 +52,13 @@ class MicroBatch:
     """``[N]``: the row of each scored token."""
     counts: tuple[int, ...]
     """``[B]``: number of scored tokens in each row."""
+    token_rows: tuple[TokenRow, ...]
+    """``[B]``: the rows themselves, for what looks at token ids on the host: no device sync."""
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether prompts are an encoder's input."""
+        return "decoder_input_ids" in self.inputs
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Return the batch on ``device``."""
@@ -62,6 +69,7 @@ class MicroBatch:
             self.labels.to(device),
             self.rows.to(device),
             self.counts,
+            self.token_rows,
         )
 
 
@@ -82,7 +90,24 @@ def collate(rows: Sequence[TokenRow], *, decoder_start_id: int | None = None) ->
     # The logits at t - 1 predict the token at t.
     predicts_BT = scored_BT.roll(-1, 1)
     inputs = {"input_ids": padded.token_ids, "attention_mask": padded.mask.long()}
-    return _micro_batch(inputs, predicts_BT, padded.token_ids[scored_BT])
+    return _micro_batch(inputs, predicts_BT, padded.token_ids[scored_BT], rows)
+
+
+def predicting_steps(row: TokenRow, *, is_encoder_decoder: bool) -> list[int]:
+    """Return the time steps at which the model predicts the row's scored tokens.
+
+    They count within the decoder's input: prompt and completion of a decoder-only model, the
+    shifted completion of an encoder-decoder. Those of all rows of a batch in turn are its ``N``
+    scored positions.
+
+    Args:
+        row: The example.
+        is_encoder_decoder: Which kind of model reads it.
+    """
+    first = 0 if is_encoder_decoder else len(row.prompt_ids) - 1
+    mask = row.mask or (True,) * len(row.completion_ids)
+    # Nothing predicts the first token of a decoder-only sequence.
+    return [first + i for i, scored in enumerate(mask) if scored and first + i >= 0]
 
 
 def scored_logits(model: nn.Module, batch: MicroBatch, *, slices_logits: bool) -> Tensor:
@@ -118,7 +143,7 @@ def _collate_encoder_decoder(rows: Sequence[TokenRow], decoder_start_id: int) ->
         "attention_mask": prompts.mask.long(),
         "decoder_input_ids": shifted_BT,
     }
-    return _micro_batch(inputs, scored_BT, decoder.token_ids[scored_BT])
+    return _micro_batch(inputs, scored_BT, decoder.token_ids[scored_BT], rows)
 
 
 def _scored(
@@ -132,11 +157,13 @@ def _scored(
     return scored_BT
 
 
-def _micro_batch(inputs: dict[str, Tensor], predicts_BT: Tensor, labels_N: Tensor) -> MicroBatch:
+def _micro_batch(
+    inputs: dict[str, Tensor], predicts_BT: Tensor, labels_N: Tensor, rows: Sequence[TokenRow]
+) -> MicroBatch:
     row_N, time_N = predicts_BT.nonzero(as_tuple=True)
     # With nothing scored one step is kept all the same, so that the loss stays connected.
     last = predicts_BT.shape[1] - 1
     first = int(time_N.min()) if len(time_N) else last
     positions_N = row_N * (last + 1 - first) + time_N - first
     counts = tuple(predicts_BT.sum(1).tolist())
-    return MicroBatch(inputs, first, positions_N, labels_N, row_N, counts)
+    return MicroBatch(inputs, first, positions_N, labels_N, row_N, counts, tuple(rows))

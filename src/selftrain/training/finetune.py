@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from selftrain._core.checks import check_not_empty
 from selftrain.training.batch import MicroBatch, TokenRow, scored_logits, takes_logits_to_keep
-from selftrain.training.learner import Learner, RowValues
+from selftrain.training.learner import Learner, RowValues, StepLosses, TokenLosses
 from selftrain.training.loop import Report, TrainingRun
 from selftrain.training.optim import OptimConfig, learning_rate_at
 from selftrain.training.order import batch_indices
@@ -104,9 +104,10 @@ def finetune(
     slices_logits = takes_logits_to_keep(model)
     learner = Learner(model, config, accelerator or Accelerator())
 
-    def token_values(batch: MicroBatch) -> dict[str, Tensor]:
+    def token_losses(batch: MicroBatch, weights: Tensor) -> StepLosses:
         logits = scored_logits(learner.model, batch, slices_logits=slices_logits)
-        return {"loss": F.cross_entropy(logits.float(), batch.labels, reduction="none")}
+        loss = F.cross_entropy(logits.float(), batch.labels, reduction="none")
+        return StepLosses((loss * weights).sum(), {"loss": loss})
 
     with TrainingRun(
         learner, stage=title, output_dir=output_dir, show_progress=show_progress
@@ -118,10 +119,10 @@ def finetune(
             )
             rows = _local_rows(learner, dataset, chosen)
             names = [f"row {i}" for i in chosen]
-            result = learner.learn(rows, token_values, step=step, num_rows=len(chosen), names=names)
+            result = learner.learn(rows, token_losses, step=step, num_rows=len(chosen), names=names)
             metrics = _metrics(result, config, step, time.perf_counter() - start)
             if eval_dataset is not None and run.eval_due(step):
-                metrics["eval/loss"] = _evaluate(learner, eval_dataset, token_values)
+                metrics["eval/loss"] = _evaluate(learner, eval_dataset, token_losses)
             run.finish_step(step, metrics)
     return run.report()
 
@@ -170,7 +171,7 @@ def _metrics(
     }
 
 
-def _evaluate(learner: Learner, dataset: Rows, token_values: Any) -> float:
+def _evaluate(learner: Learner, dataset: Rows, token_losses: TokenLosses) -> float:
     rows = _local_rows(learner, dataset, range(len(dataset)))
-    result = learner.measure(rows, token_values, num_rows=len(dataset))
+    result = learner.measure(rows, token_losses, num_rows=len(dataset))
     return result.mean("loss", learner.config.normalize)

@@ -22,8 +22,21 @@ from selftrain.training.batch import MicroBatch, TokenRow, collate
 from selftrain.training.optim import build_optimizer, learning_rate_at
 from selftrain.training.settings import Normalize, StepSettings
 
-TokenValues = Callable[[MicroBatch], dict[str, Tensor]]
-"""Maps a batch to values per scored token, each ``[N]``; ``"loss"`` is what is minimised."""
+
+@dataclass(frozen=True, slots=True)
+class StepLosses:
+    """What a forward pass over a micro-batch gives."""
+
+    objective: Tensor
+    """What is minimised, a scalar: the sum of every token's loss times its weight. Taking the
+    weights beforehand is what lets a loss compute its gradient in the forward pass, one-shot."""
+    values: dict[str, Tensor]
+    """Values per scored token, each ``[N]``: ``"loss"``, and what else is measured."""
+
+
+TokenLosses = Callable[[MicroBatch, Tensor], StepLosses]
+"""Maps a batch and the weights ``[N]`` of its scored tokens to the losses. The weights hold the
+step's normalisation, over all micro-batches and processes."""
 
 # Stands where a process has no row of its own, so that all run the same number of passes.
 _FILLER = TokenRow(prompt_ids=(0,), completion_ids=(0,), mask=(False,))
@@ -98,7 +111,7 @@ class Learner:
     def learn(
         self,
         rows: Mapping[int, TokenRow],
-        token_values: TokenValues,
+        token_losses: TokenLosses,
         *,
         step: int,
         num_rows: int,
@@ -108,7 +121,7 @@ class Learner:
 
         Args:
             rows: This process's rows by their index in the batch (see :meth:`local_indices`).
-            token_values: The loss, and what else to measure, per scored token.
+            token_losses: The loss, and what else to measure.
             step: The step's number, from 0; it sets the learning rate and the dropout masks.
             num_rows: Number of rows in the batch over all processes.
             names: What to call each row of the batch in an error.
@@ -125,9 +138,9 @@ class Learner:
                 last = i == len(batches) - 1
                 sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
                 with sync:
-                    values = token_values(batch)
-                    self.accelerator.backward((values["loss"] * weights[i]).sum())
-                measured.append((indices, batch, _row_sums(values, batch)))
+                    losses = token_losses(batch, weights[i])
+                    self.accelerator.backward(losses.objective)
+                measured.append((indices, batch, _row_sums(losses.values, batch)))
         max_norm = self.config.optim.max_grad_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
         assert norm is not None, "only DeepSpeed hides the norm"  # noqa: S101
@@ -143,14 +156,14 @@ class Learner:
 
     @torch.no_grad()
     def measure(
-        self, rows: Mapping[int, TokenRow], token_values: TokenValues, *, num_rows: int
+        self, rows: Mapping[int, TokenRow], token_losses: TokenLosses, *, num_rows: int
     ) -> RowValues:
         """Return the token values of a batch without learning; the model is in evaluation mode."""
+        measured = []
         with training_mode(False, self.module):
-            measured = [
-                (indices, batch, _row_sums(token_values(batch), batch))
-                for indices, batch in self._micro_batches(rows, num_rows)
-            ]
+            for indices, batch in self._micro_batches(rows, num_rows):
+                values = token_losses(batch, torch.ones_like(batch.rows, dtype=torch.float)).values
+                measured.append((indices, batch, _row_sums(values, batch)))
         return self._gather(rows, measured, num_rows, torch.zeros(()))
 
     def _micro_batches(
