@@ -29,7 +29,7 @@ from selftrain.distill.targets import Teacher
 from selftrain.distill.teachers.choose import as_teacher, restore_average, save_average
 from selftrain.distill.teachers.ema import EMATeacher
 from selftrain.distill.texts import check_row, draw_sources, local_sampler, sample_ids
-from selftrain.nn.modes import training_mode
+from selftrain.nn.modes import recompute_activations, training_mode
 from selftrain.training.batch import MicroBatch, TokenRow
 from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
 from selftrain.training.finetune import Rows
@@ -111,7 +111,7 @@ class Distiller:
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
         self.accelerator = accelerator or Accelerator()
         if self.config.gradient_checkpointing:
-            student.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_activations(student)
         self._learner = Learner(student, self.config, self.accelerator)
         sharded = self.accelerator.distributed_type in _SHARDED
         self._student_scores = Scorer(student, hidden=not sharded)
