@@ -124,7 +124,7 @@ def test_samples_come_from_the_current_student_by_seeds_of_step_and_row(
     for _ in range(3):
         a.step(ROWS)
         b.step(ROWS)
-    seeds = [seed for _, _, seeds in a._samplers["student"].calls for (seed,) in seeds]
+    seeds = [seed for _, _, seeds in a._writer._samplers["student"].calls for (seed,) in seeds]
     assert seeds == [seed for _, _, seeds in b._samplers["student"].calls for (seed,) in seeds]
     assert len(set(seeds)) == 15
 
@@ -400,7 +400,7 @@ def test_long_prompts_are_cut_on_the_left_if_asked(student, teacher, char_tokeni
     config = dataclasses.replace(CONFIG, max_prompt_tokens=3)
     distiller = make(student, teacher, char_tokenizer, config)
     distiller.step([{"prompt_ids": list(range(3, 40))}])
-    assert distiller._samplers["student"].calls[0][0] == [[37, 38, 39]]
+    assert distiller._writer._samplers["student"].calls[0][0] == [[37, 38, 39]]
 
 
 def test_a_prompt_of_the_wrong_kind_is_an_error(student, teacher, char_tokenizer):

@@ -242,6 +242,20 @@ def test_without_a_teacher_adapters_learn_from_their_own_base(make_llama, char_t
     assert report.history[-1]["loss"] < metrics["loss"]
 
 
+@pytest.mark.filterwarnings(PEFT)
+def test_adapters_learn_on_their_own_text(make_llama, teacher, char_tokenizer):
+    lora = peft.LoraConfig(target_modules="all-linear", r=8)
+    student = peft.get_peft_model(make_llama(), lora)
+    config = dataclasses.replace(
+        CONFIG, divergence="reverse_kl", num_steps=60, optim=OptimConfig(learning_rate=3e-2)
+    )
+    distiller = Distiller(student, teacher, char_tokenizer, config)
+    frozen = student.base_model.model.model.embed_tokens.weight.clone()
+    history = distiller.fit(ROWS, show_progress=False).history
+    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+    assert torch.equal(frozen, student.base_model.model.model.embed_tokens.weight)
+
+
 def test_without_teacher_and_adapters_there_is_nothing_to_learn_from(student, char_tokenizer):
     with pytest.raises(TypeError, match="without adapters"):
         Distiller(student, None, char_tokenizer, CONFIG)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -28,7 +27,8 @@ from selftrain.distill.sync import WeightSender
 from selftrain.distill.targets import Teacher
 from selftrain.distill.teachers.choose import as_teacher, restore_average, save_average
 from selftrain.distill.teachers.ema import EMATeacher
-from selftrain.distill.texts import check_row, draw_sources, local_sampler, sample_ids
+from selftrain.distill.texts import check_row, draw_sources
+from selftrain.distill.writer import Writer
 from selftrain.nn.modes import recompute_activations, training_mode
 from selftrain.training.batch import MicroBatch, TokenRow
 from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
@@ -118,7 +118,15 @@ class Distiller:
         self._teacher = as_teacher(teacher, student, self.accelerator)
         self._reward = reward
         self._ahead: dict[int, dict[int, tuple[int, ...]]] = {}  # texts by step and row
-        self._send_weights = WeightSender(sampler, student, self.accelerator)
+        self._writer = Writer(
+            student,
+            local,
+            tokenizer,
+            self.config,
+            self._pair,
+            samplers={"student": sampler, "teacher": teacher_sampler},
+            send_weights=WeightSender(sampler, student, self.accelerator),
+        )
         eos_token_ids = end_tokens(student, tokenizer)
         self._encode = RowEncoder(
             tokenizer,
@@ -126,10 +134,6 @@ class Distiller:
             max_prompt_tokens=self.config.max_prompt_tokens,
         )
         self._ends = torch.tensor(sorted(eos_token_ids), device=self.accelerator.device)
-        self._samplers: dict[Source, Sampler | None] = {
-            "student": sampler,
-            "teacher": teacher_sampler,
-        }
         self.num_steps = 0
         """Optimizer steps taken."""
         self.num_scored_tokens = 0
@@ -160,7 +164,9 @@ class Distiller:
         step = self.num_steps
         sources = draw_sources(self.config, step, len(batch))
         encoded = {i: self._checked(batch[i], i) for i in self._local(len(batch))}
-        rows = self._with_text(encoded, sources, ("sample", step), self._ahead.pop(step, {}))
+        rows = self._writer.complete(
+            encoded, sources, ("sample", step), num_steps=step, ready=self._ahead.pop(step, {})
+        )
         rewards = self._rewards(batch, rows, sources)
         if rewards:
             gains = advantages(rewards, self.config.baseline)
@@ -257,7 +263,7 @@ class Distiller:
                 sources[i] = "student"
                 if not row.prompt_ids:
                     raise ValueError(f"row {i} has neither a completion nor a prompt.")
-        rows = self._with_text(encoded, sources, ("eval",))
+        rows = self._writer.complete(encoded, sources, ("eval",), num_steps=self.num_steps)
         result = self._learner.measure(rows, self._losses, num_rows=len(dataset))
         return self._means(result)
 
@@ -353,44 +359,6 @@ class Distiller:
         check_row(encoded, f"row {index}", self.config, self._pair)
         return encoded
 
-    def _with_text(
-        self,
-        rows: Mapping[int, EncodedRow],
-        sources: Sequence[Source],
-        path: tuple[int | str, ...],
-        ready: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
-    ) -> dict[int, TokenRow]:
-        """Return the rows with the text of their sources, sampling what is not ready."""
-        completions = {i: row.completion_ids or () for i, row in rows.items()} | ready
-        for source in ("student", "teacher"):
-            chosen = [i for i in rows if sources[i] == source and i not in ready]
-            seeds = [derive(self.config.seed, *path, i) for i in chosen]
-            sampled = self._sampled(source, [rows[i] for i in chosen], seeds)
-            completions |= zip(chosen, sampled, strict=True)
-        return {
-            i: TokenRow(
-                prompt_ids=row.prompt_ids or (), completion_ids=completions[i], weight=row.weight
-            )
-            for i, row in rows.items()
-        }
-
-    def _sampled(
-        self, source: Source, rows: Sequence[EncodedRow], seeds: Sequence[int]
-    ) -> list[tuple[int, ...]]:
-        if not rows:
-            return []
-        if source == "student":
-            self._send_weights(self.num_steps)
-        model = self.student if source == "student" else self.teacher
-        return sample_ids(
-            [model] if isinstance(model, nn.Module) else [],
-            self._sampler(source),
-            rows,
-            config=self.config,
-            pair=self._pair,
-            seeds=seeds,
-        )
-
     def _sample_ahead(self, dataset: Rows, first: int) -> None:
         """Sample the on-policy text of ``generate_every`` steps at once, from today's student."""
         wanted: list[tuple[int, int, EncodedRow]] = []
@@ -401,7 +369,8 @@ class Distiller:
                 if sources[i] == "student":
                     wanted.append((step, i, self._checked(dataset[chosen[i]], i)))
         seeds = [derive(self.config.seed, "sample", step, i) for step, i, _ in wanted]
-        texts = self._sampled("student", [row for *_, row in wanted], seeds)
+        encoded = [row for *_, row in wanted]
+        texts = self._writer.sample("student", encoded, seeds, num_steps=first)
         for (step, i, _), text in zip(wanted, texts, strict=True):
             self._ahead.setdefault(step, {})[i] = text
 
@@ -410,15 +379,6 @@ class Distiller:
         return batch_indices(
             self.config.seed, step, num_items=len(dataset), batch_size=self.config.batch_size
         )
-
-    def _sampler(self, source: Source) -> "Sampler":
-        sampler = self._samplers[source]
-        if sampler is None:
-            model = self.student if source == "student" else self.teacher
-            batch_size = self.config.micro_batch_size or self.config.batch_size
-            sampler = local_sampler(model, self.tokenizer, batch_size=batch_size)
-            self._samplers[source] = sampler
-        return sampler
 
     def _losses(self, batch: MicroBatch, weights: Tensor) -> StepLosses:
         kind = self.config.objective_at(self.num_steps)
