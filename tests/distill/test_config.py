@@ -33,7 +33,7 @@ def test_configs_survive_the_way_through_plain_data(name):
         ({"beta": 1.5}, "beta must satisfy"),
         ({"on_policy_fraction": -0.1}, "on_policy_fraction must satisfy"),
         ({"loss_temperature": 0.0}, "loss_temperature must satisfy"),
-        ({"divergence": "kl"}, "'forward_kl', 'reverse_kl', 'jsd', 'total_variation', 'nll'"),
+        ({"divergence": "kl"}, "'forward_kl', 'reverse_kl', 'jsd', 'total_variation'.*'nll'"),
         ({"mixing": "row"}, "mixing must be one of 'batch', 'example'"),
         ({"fixed_source": "web"}, "fixed_source must be one of 'dataset', 'teacher'"),
         ({"normalize": "sum"}, "normalize must be one of 'sequence', 'token'"),
