@@ -245,7 +245,7 @@ def test_without_a_teacher_adapters_learn_from_their_own_base(make_llama, char_t
 @pytest.mark.filterwarnings(PEFT)
 def test_adapters_learn_on_their_own_text(make_llama, teacher, char_tokenizer):
     lora = peft.LoraConfig(target_modules="all-linear", r=8)
-    student = peft.get_peft_model(make_llama(), lora)
+    student = peft.get_peft_model(make_llama(sharpness=8.0), lora)
     config = dataclasses.replace(
         CONFIG, divergence="reverse_kl", num_steps=60, optim=OptimConfig(learning_rate=3e-2)
     )
