@@ -22,7 +22,7 @@ from selftrain.ops._row_nll import NLL_VALUES, row_nll
 # Without a stated budget: this much memory, and on a CPU at most this many tokens. With fewer, the
 # products spend their time on packing the heads anew; with more, on pages for the logits.
 _DEFAULT_BUDGET, _CPU_TOKENS = 2**30, 512
-# A head of another type than the products' is converted this many elements at a time.
+# On a CPU a head of another type than the products' is converted this many elements at a time.
 _PIECE = 2**22
 # Float16 has nothing below 6e-8: there the gradients of logits (mostly below 1, and rarely above
 # 100) are kept this many times larger than the largest weight makes them.
@@ -130,14 +130,15 @@ def linear_loss(
             others = _Linear.of(hidden_T, teacher_weight, teacher_bias, vocab, dtype)
         else:
             raise ValueError("linear_loss needs a teacher or labels.")
-        weights = rows.take(weights).to(dtype)
-        gain = _gain(student.hidden.dtype, weights)
+        kept = rows.take(weights).to(dtype)
+        gain = _gain(student.hidden.dtype, kept)
         totals = _Totals(student, len(weight), needs)
-        size = chunk_size(len(weights), vocab, budget, student.hidden)
-        values = _run(student, others, weights * gain, score, totals, size)
+        row_bytes, on_cpu = _row_bytes(student, dtype), hidden.device.type == "cpu"
+        size = chunk_size(len(kept), row_bytes, budget, on_cpu=on_cpu)
+        values = rows.spread(_run(student, others, kept * gain, score, totals, size), 1)
+        loss = values[0] @ weights.to(dtype)
         dh = rows.spread(totals.hidden) if needs[0] else totals.hidden
-        loss = values[0] @ weights
-    return loss, rows.spread(values, 1), 1.0 / gain, dh, totals.weight, totals.bias
+    return loss, values, 1.0 / gain, dh, totals.weight, totals.bias
 
 
 def value_names(kind: str, measure: bool) -> tuple[str, ...]:
@@ -166,23 +167,26 @@ def _fake(
     return scalars[0], values, scalars[1], *grads
 
 
-def chunk_size(num_rows: int, vocab: int, budget: int | None, hidden: Tensor) -> int:
+def chunk_size(num_rows: int, row_bytes: int, budget: int | None, *, on_cpu: bool) -> int:
     """Return how many tokens have their logits in memory at once, within ``budget`` bytes.
 
-    A token needs two rows of logits, and one of their gradient if that has the type of ``hidden``
-    because the products have. At least one token is taken, whatever the budget. The chunks are of
-    about equal size, a multiple of 64 where that is possible.
+    At least one token is taken, whatever the budget. The chunks are of about equal size, a multiple
+    of 64 where that is possible.
     """
-    logit = 8 if hidden.dtype == torch.float64 else 4
-    grad = 2 if hidden.dtype.itemsize == 2 else 0
-    limit = max(1, (_DEFAULT_BUDGET if budget is None else budget) // ((2 * logit + grad) * vocab))
-    if budget is None and hidden.device.type == "cpu":
+    limit = max(1, (_DEFAULT_BUDGET if budget is None else budget) // row_bytes)
+    if budget is None and on_cpu:
         limit = min(limit, _CPU_TOKENS)
     if num_rows <= limit:
         return max(num_rows, 1)
     step = 64 if limit >= 64 else 1
     num_chunks = -(-num_rows // (limit // step * step))
     return -(-num_rows // (num_chunks * step)) * step
+
+
+def _row_bytes(student: "_Linear", dtype: torch.dtype) -> int:
+    """Return what a token's logits take: both models', and beside them the gradient of a kernel."""
+    grad = student.hidden.dtype.itemsize if student.hidden.is_cuda else 0
+    return max(1, len(student.weight) * (2 * dtype.itemsize + grad))
 
 
 def _run(
@@ -223,9 +227,13 @@ class _Linear:
         cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, vocab: int, dtype: torch.dtype
     ) -> "_Linear":
         """Choose the type: tensor cores read halves and store float32; others get float32."""
-        if not (hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16)):
-            hidden = hidden.to(dtype)
-        return cls(hidden, weight[:vocab], None if bias is None else bias[:vocab])
+        weight, bias = weight[:vocab], None if bias is None else bias[:vocab]
+        if not hidden.is_cuda:
+            return cls(hidden.to(dtype), weight, bias)
+        hidden = hidden if hidden.dtype in (torch.bfloat16, torch.float16) else hidden.to(dtype)
+        return cls(
+            hidden, weight.to(hidden.dtype), bias
+        )  # a copy under autocast, which has one too
 
     def chunk(self, rows: slice, buffer_CV: Tensor) -> Tensor:
         """Return ``h W^T + b`` of some rows, in the buffer."""
