@@ -8,16 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from selftrain.ops.divergence import DIVERGENCES
+
 pytest.importorskip("triton")
-KINDS = (
-    "forward_kl",
-    "reverse_kl",
-    "jsd",
-    "total_variation",
-    "skew_kl",
-    "skew_reverse_kl",
-    "amari",
-)
 KERNELS = {
     "best_kernel",
     "compare_kernel",
@@ -75,7 +68,7 @@ def test_divergences_compile_for_every_kind_and_type_of_gradient_for_sm_80_and_s
     found = check("all", "ahead_of_time_divergence.py")
     assert max(entry["registers"] for entry in found) <= MOST_REGISTERS
     labels = [entry["kernel"] for entry in found if "'GRAD': True" in entry["kernel"]]
-    for kind in KINDS:
+    for kind in DIVERGENCES:
         for arch in ("sm_80", "sm_90"):
             for dtype in ("*bf16", "*fp16", "*fp32"):
                 start = f"sweep_kernel {arch} {dtype}"

@@ -6,7 +6,9 @@ import torch
 from divergence_cases import KINDS, PLAIN, by_definition, by_kernels, logits, relative_error
 
 from selftrain.kernels import divergence
-from selftrain.ops.divergence import divergence as eager_divergence
+from selftrain.ops._row_divergence import row_divergence as eager
+from selftrain.ops.divergence import DIVERGENCES
+from selftrain.ops.linear_divergence import Head, linear_divergence
 
 VALUES = ["loss", "acceptance", "top1_agreement", "student_entropy", "teacher_entropy"]
 PARAMETRIC = ["jsd", "skew_kl", "skew_reverse_kl", "amari"]
@@ -17,6 +19,13 @@ def small_blocks(monkeypatch):
     """Let rows of a few hundred columns take two programs, the first of two blocks."""
     monkeypatch.setattr(divergence, "_BLOCK", 128)
     monkeypatch.setattr(divergence, "_MOST_SPLITS", 2)
+
+
+@pytest.fixture
+def without_shape_checks():
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def check(student, teacher, weights, kind, *, tolerance=2e-6, **options):
@@ -228,15 +237,48 @@ def test_no_rows():
     assert grad.shape == (0, 40)
 
 
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "total_variation"])
-def test_eager_code_agrees(kind):
-    student, teacher, weights = logits(1, 400, seed=19)
-    leaf = student.clone().requires_grad_()
-    value = eager_divergence(leaf, teacher, kind=kind, beta=KINDS["jsd"], temperature=1.3)
-    (weights * value).sum().backward()
-    values, grad = by_kernels(student, teacher, weights, kind, temperature=1.3)
-    torch.testing.assert_close(values["loss"], value.detach(), atol=1e-6, rtol=1e-5)
-    assert relative_error(grad, leaf.grad.double()) < 1e-5
+def test_the_kinds_are_those_of_eager_code():
+    assert divergence.KINDS == DIVERGENCES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_eager_code_agrees_given_the_same_arguments(kind):
+    case = logits(1, 400, seed=19)
+    options = {
+        **PLAIN,
+        "temperature": 1.3,
+        "factor": 1.5,
+        "student_softcap": 6.0,
+        "teacher_scale": 0.5,
+    }
+    values, grad = by_kernels(*case, kind, **options)
+    options |= {"kind": kind, "parameter": KINDS[kind]}
+    want, want_grad = eager(
+        *(x.clone() for x in case), grad_dtype=torch.float32, measure=True, **options
+    )
+    assert list(values) == list(want)
+    for name in VALUES:
+        torch.testing.assert_close(values[name], want[name], atol=1e-6, rtol=1e-5)
+    assert relative_error(grad, want_grad.double()) < 1e-5
+
+
+@pytest.mark.usefixtures("without_shape_checks")
+def test_the_fused_loss_is_the_same_with_kernels():
+    rng = torch.Generator().manual_seed(23)
+    hidden, weight = torch.randn(5, 8, generator=rng), torch.randn(70, 8, generator=rng)
+    other_hidden, other_weight = torch.randn(5, 6, generator=rng), torch.randn(70, 6, generator=rng)
+    weights = torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0])
+    found = {}
+    for backend in ("eager", "triton"):
+        leaves = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        loss = linear_divergence(
+            leaves[0], Head(leaves[1], softcap=9.0), other_hidden, Head(other_weight), weights,
+            kind="jsd", beta=0.3, memory_budget=70 * 8 * 2, backend=backend,
+        )  # fmt: skip
+        loss.loss.backward()
+        found[backend] = [loss.loss.detach(), *loss.values.values(), *(x.grad for x in leaves)]
+    for got, want in zip(found["triton"], found["eager"], strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -258,13 +300,6 @@ def test_operator_passes_opcheck():
     ):
         arguments = (student, teacher, weights, kind, 0.3, 1.0, *bends, grad_dtype, measure)
         torch.library.opcheck(divergence.divergence_sweeps, arguments)
-
-
-@pytest.fixture
-def without_shape_checks():
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("without_shape_checks")
