@@ -125,7 +125,8 @@ def scored_logits(model: nn.Module, batch: MicroBatch, *, slices_logits: bool) -
     keep = {"logits_to_keep": time - batch.first} if slices_logits else {}
     logits_BTV = model(**batch.inputs, use_cache=False, **keep).logits
     if not slices_logits:
-        logits_BTV = logits_BTV[:, batch.first :]
+        # Counted from the end: the virtual tokens of prompt tuning stand in front.
+        logits_BTV = logits_BTV[:, batch.first - time :]
     return logits_BTV.flatten(0, 1).index_select(0, batch.positions)
 
 

@@ -7,10 +7,12 @@ import hashlib
 import pytest
 import torch
 from model_server import ModelServer
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from selftrain.decoding import SamplingParams
 from selftrain.distill import DistillConfig, Distiller
+from selftrain.distill.heads import Scorer
+from selftrain.distill.targets import dense_logits
 from selftrain.distill.teachers import (
     CachedTeacher,
     CallableTeacher,
@@ -20,6 +22,7 @@ from selftrain.distill.teachers import (
     write_teacher_cache,
 )
 from selftrain.training import OptimConfig
+from selftrain.training.batch import predicting_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
@@ -134,6 +137,20 @@ def test_its_base_pulls_a_student_back_and_is_itself_untouched(adapted, char_tok
     assert checksum(trained) != before[1]
     assert all(p.grad is None and not p.requires_grad for p in frozen)
     assert all(p.requires_grad for p in trained)
+
+
+def test_a_prompt_tuned_student_is_scored_at_its_own_tokens(make_llama, batch):
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    student = get_peft_model(make_llama(sharpness=4.0), config).eval()
+    expected = student(**batch.inputs).logits[:, 3:].flatten(0, 1)
+    width = batch.inputs["input_ids"].shape[1]
+    places = [
+        i * width + step
+        for i, row in enumerate(batch.token_rows)
+        for step in predicting_steps(row, is_encoder_decoder=False)
+    ]
+    found = dense_logits(Scorer(student)(student, batch))
+    torch.testing.assert_close(found, expected[places])
 
 
 @pytest.mark.parametrize("kind", ["model", "function", "average"])
