@@ -39,7 +39,7 @@ class Args:
     """Hub name or folder of the student; None trains a small one."""
     dataset: Path | None = None
     """JSONL of prompts and completions; None makes sentences up."""
-    num_steps: int = 100
+    num_steps: int = 150
     """Steps of the student's fine-tuning, and of its distillation."""
     quick: bool = False
     """A few steps of everything."""
@@ -93,13 +93,13 @@ def main(args: Args) -> None:
         teacher, student = map(AutoModel.from_pretrained, (args.teacher, args.student))
     else:
         tokenizer = word_tokenizer(pairs)
-        teacher, student = small_t5(len(tokenizer), 2, 64), small_t5(len(tokenizer), 1, 32)
+        teacher, student = small_t5(len(tokenizer), 2, 32), small_t5(len(tokenizer), 1, 32)
     parts = ("prompt", "completion")
     rows = [{f"{part}_ids": tokenizer(pair[part]).input_ids for part in parts} for pair in pairs]
     held_out, rows = rows[:200], rows[200:]
     few = rows[: len(rows) // 10]
 
-    optim = OptimConfig(learning_rate=5e-3, warmup_steps=20, schedule="cosine")
+    optim = OptimConfig(learning_rate=5e-3, warmup_steps=20, betas=(0.9, 0.95))
     num_steps = 5 if args.quick else args.num_steps
     sft = FinetuneConfig(num_steps=num_steps, optim=optim)
     if not args.teacher:
