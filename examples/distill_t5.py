@@ -71,7 +71,6 @@ def word_tokenizer(pairs: list[dict[str, str]]) -> PreTrainedTokenizerFast:
 def small_t5(vocab_size: int, num_layers: int, width: int) -> AutoModel:
     shape = {"d_model": width, "d_ff": 2 * width, "num_layers": num_layers}
     heads = {"d_kv": 32, "num_heads": width // 32, "decoder_start_token_id": 0}
-    # As version 1.1.
     kind = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "dropout_rate": 0.0}
     return AutoModel.from_config(T5Config(vocab_size=vocab_size, **shape, **heads, **kind))
 
@@ -96,8 +95,7 @@ def main(args: Args) -> None:
         teacher, student = small_t5(len(tokenizer), 2, 32), small_t5(len(tokenizer), 1, 32)
     parts = ("prompt", "completion")
     rows = [{f"{part}_ids": tokenizer(pair[part]).input_ids for part in parts} for pair in pairs]
-    held_out, rows = rows[:200], rows[200:]
-    few = rows[: len(rows) // 10]
+    held_out, rows, few = rows[:200], rows[200:], rows[200 : 200 + len(rows) // 10]
 
     optim = OptimConfig(learning_rate=5e-3, warmup_steps=20, betas=(0.9, 0.95))
     num_steps = 5 if args.quick else args.num_steps
@@ -106,16 +104,15 @@ def main(args: Args) -> None:
         finetune(teacher, rows, replace(sft, num_steps=4 * num_steps), title="teacher")
     finetune(student, few, sft, title="student")
     teacher.requires_grad_(False)
-    print(f"right words, teacher:              {right_words(teacher, held_out):.0%}")
-    print(f"student, fine-tuned:               {right_words(student, held_out):.0%}")
+    print(f"right words, teacher: {right_words(teacher, held_out):.0%}")
+    print(f"student, fine-tuned: {right_words(student, held_out):.0%}")
     config = DistillConfig(
         divergence="reverse_kl",
         sampling=SamplingParams(max_new_tokens=64 if args.dataset else 12),
         num_steps=num_steps,
         optim=replace(optim, learning_rate=3e-3),
     )
-    sampler = EncoderDecoderSampler(student, tokenizer, batch_size=config.batch_size)
-    Distiller(student, teacher, tokenizer, config, sampler=sampler).fit(few)
+    Distiller(student, teacher, tokenizer, config).fit(few)
     print(f"student, then distilled on-policy: {right_words(student, held_out):.0%}")
 
 

@@ -279,6 +279,16 @@ def test_a_teacher_known_by_all_its_tokens_teaches_as_the_model_does(
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_a_law_known_in_part_cannot_be_made_flatter(student, char_tokenizer):
+    def answer(input_ids, attention_mask, positions):
+        return torch.zeros(len(positions), 1).long(), torch.full((len(positions), 1), -0.5)
+
+    config = dataclasses.replace(SUPERVISED, loss_temperature=2.0)
+    distiller = Distiller(student, CallableTeacher(answer), char_tokenizer, config)
+    with pytest.raises(ValueError, match=r"loss_temperature=2\.0 needs the teacher's whole law"):
+        distiller.step(ROWS[:1])
+
+
 def test_text_of_a_teacher_that_is_no_model_needs_a_sampler(student, char_tokenizer):
     config = dataclasses.replace(CONFIG, on_policy_fraction=0.5, fixed_source="both")
     with pytest.raises(ValueError, match=r"fixed_source='both'.*teacher_sampler"):

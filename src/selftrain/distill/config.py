@@ -183,11 +183,11 @@ class DistillConfig:
     def sources(self) -> tuple[Source, ...]:
         """The places that text can come from under this configuration."""
         student: tuple[Source, ...] = ("student",) if self.on_policy_fraction > 0 else ()
-        fixed: tuple[Source, ...] = ()
-        if self.on_policy_fraction < 1:
-            both = self.fixed_source == "both"
-            fixed = ("dataset", "teacher") if both else (self.fixed_source,)
-        return student + fixed
+        if self.on_policy_fraction == 1:
+            return student
+        if self.fixed_source == "both":
+            return (*student, "dataset", "teacher")
+        return (*student, self.fixed_source)
 
     def warn_if_off_distribution(self) -> None:
         """Warn if on-policy text is not drawn from the student's own distribution."""

@@ -423,7 +423,7 @@ class Distiller:
             return {}
         mine = [i for i in rows if sources[i] == "student"]
         texts = self.tokenizer.batch_decode(
-            [rows[i].completion_ids for i in mine], skip_special_tokens=True
+            [list(rows[i].completion_ids) for i in mine], skip_special_tokens=True
         )
         scores = score(self._reward, [batch[i] for i in mine], texts)
         found = dict(zip(mine, scores, strict=True))

@@ -146,6 +146,12 @@ def _top_k_losses(
     options: dict[str, Any],
 ) -> StepLosses:
     """Return the divergence from a teacher of whom only the likeliest tokens are known."""
+    if options["temperature"] != 1:
+        raise ValueError(
+            f"loss_temperature={options['temperature']} needs the teacher's whole law, and this "
+            "one gives its likeliest tokens only; leave it at 1, or keep hidden states "
+            '(write_teacher_cache with kind="hidden").'
+        )
     logits_NV = dense_logits(student)
     loss = topk_divergence(logits_NV, teacher.token_ids, teacher.log_probs, **options)
     with torch.no_grad():

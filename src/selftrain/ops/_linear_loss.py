@@ -125,7 +125,7 @@ def linear_loss(
         elif teacher_hidden is not None and teacher_weight is not None:
             options |= {"teacher_scale": teacher_scale, "teacher_softcap": teacher_softcap}
             options |= {"kind": kind, "parameter": parameter, "factor": factor}
-            score = partial(_row_function(backend), **options)
+            score = partial(_row_function(backend, dtype), **options)
             hidden_T = rows.take(teacher_hidden)
             others = _Linear.of(hidden_T, teacher_weight, teacher_bias, vocab, dtype)
         else:
@@ -362,8 +362,8 @@ def _wide(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def _row_function(backend: str) -> Score:
-    if backend == "eager":
+def _row_function(backend: str, dtype: torch.dtype) -> Score:
+    if backend == "eager" or dtype == torch.float64:  # the kernels are of float32
         return row_divergence
     from selftrain.kernels import divergence  # Triton is imported when it runs
 
