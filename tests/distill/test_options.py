@@ -245,15 +245,15 @@ def test_without_a_teacher_adapters_learn_from_their_own_base(make_llama, char_t
 @pytest.mark.filterwarnings(PEFT)
 def test_adapters_learn_on_their_own_text(make_llama, teacher, char_tokenizer):
     lora = peft.LoraConfig(target_modules="all-linear", r=8)
-    student = peft.get_peft_model(make_llama(sharpness=8.0), lora)
+    student = peft.get_peft_model(make_llama(sharpness=4.0), lora)
     config = dataclasses.replace(
-        CONFIG, divergence="reverse_kl", num_steps=60, optim=OptimConfig(learning_rate=3e-2)
+        CONFIG, divergence="reverse_kl", num_steps=60, optim=OptimConfig(learning_rate=1e-2)
     )
     distiller = Distiller(student, teacher, char_tokenizer, config)
     frozen = student.base_model.model.model.embed_tokens.weight.clone()
     history = distiller.fit(ROWS, show_progress=False).history
     begun, ended = (sum(row["loss"] for row in part) for part in (history[:10], history[-10:]))
-    assert ended < 0.85 * begun
+    assert ended < 0.5 * begun
     assert torch.equal(frozen, student.base_model.model.model.embed_tokens.weight)
 
 
