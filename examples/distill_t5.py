@@ -95,7 +95,6 @@ def main(args: Args) -> None:
         teacher, student = small_t5(len(tokenizer)), small_t5(len(tokenizer))
     rows = [{f"{part}_ids": tokenizer(pair[part]).input_ids for part in pair} for pair in pairs]
     held_out, rows, few = rows[:200], rows[200:], rows[200 : 200 + len(rows) // 10]
-
     optim = OptimConfig(learning_rate=5e-3, warmup_steps=20, betas=(0.9, 0.95))
     num_steps = 5 if args.quick else args.num_steps
     sft = FinetuneConfig(num_steps=3 * num_steps, optim=optim)
