@@ -202,9 +202,9 @@ def _writing(of: Rows) -> str:
     keys = {"own_reverse_kl": 3, "source_log_likelihood": 3, "arrivals": 2}
     lines = []
 
-    def line(label: str, divergence: str, prompts: str, **match: Any) -> None:
+    def line(label: str, loss: str, prompts: str, **match: Any) -> None:
         cells = [cell(of.values(key, **match), digits) for key, digits in keys.items()]
-        lines.append([label, divergence, prompts, *cells])
+        lines.append([label, loss, prompts, *cells])
 
     line("before", "", "", kind="start", student="middle")
     for divergence in WRITING:

@@ -15,6 +15,8 @@ from selftrain.distill import DistillConfig, Distiller, DraftEvaluator, target_t
 from selftrain.distill.drafts import forced_values
 from selftrain.training import FinetuneConfig, OptimConfig, TokenRow, finetune
 
+pytestmark = pytest.mark.slow
+
 SEEDS = (0, 1, 2)
 LENGTH, PROMPT = 24, 6
 PARAMS = SamplingParams(max_new_tokens=LENGTH)
