@@ -53,8 +53,8 @@ def made_up_pairs(num: int) -> list[dict[str, str]]:
         )
         verb = rng.choice(VERBS)
         foreign = [word[::-1] for word in (noun, *before, thing, *after, verb)]
-        words = " ".join([*before, noun, verb, *after, thing])
-        pairs.append({"prompt": words, "completion": " ".join(foreign)})
+        words = [*before, noun, verb, *after, thing]
+        pairs.append({"prompt": " ".join(words), "completion": " ".join(foreign)})
     return pairs
 
 
@@ -69,16 +69,39 @@ def word_tokenizer(pairs: list[dict[str, str]]) -> PreTrainedTokenizerFast:
 
 def small_t5(vocab_size: int, num_layers: int, width: int) -> AutoModel:
     shape = {"d_model": width, "d_ff": 2 * width, "num_layers": num_layers}
+    heads = {"d_kv": 32, "num_heads": width // 32, "decoder_start_token_id": 0}
     kind = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "dropout_rate": 0.0}
-    ids = {"vocab_size": vocab_size, "decoder_start_token_id": 0}
-    return AutoModel.from_config(T5Config(**ids, d_kv=32, num_heads=width // 32, **shape, **kind))
+    return AutoModel.from_config(T5Config(vocab_size=vocab_size, **shape, **heads, **kind))
 
 
 def right_words(model: AutoModel, rows: list[dict[str, list[int]]]) -> float:
     sampler = EncoderDecoderSampler(model, None, batch_size=64)
-    greedy = SamplingParams(max_new_tokens=64, temperature=0)
-    written = sampler.sample([row["prompt_ids"] for row in rows], params=greedy)
+    params = SamplingParams(max_new_tokens=64, temperature=0)
+    written = sampler.sample([row["prompt_ids"] for row in rows], params=params)
     pairs = zip((c.token_ids for (c,) in written), (r["completion_ids"] for r in rows), strict=True)
+    shares = [sum(map(int.__eq__, ours, right)) / len(right) for ours, right in pairs]
+    return sum(shares) / len(shares)
+
+
+def main(args: Args) -> None:
+    torch.manual_seed(0)
+    pairs = list(map(json.loads, args.dataset.open())) if args.dataset else made_up_pairs(4000)
+    if args.teacher and args.student:
+        tokenizer = AutoTokenizer.from_pretrained(args.teacher)
+        teacher, student = map(AutoModel.from_pretrained, (args.teacher, args.student))
+    else:
+        tokenizer = word_tokenizer(pairs)
+        teacher, student = small_t5(len(tokenizer), 2, 32), small_t5(len(tokenizer), 1, 32)
+    parts = ("prompt", "completion")
+    rows = [{f"{part}_ids": tokenizer(pair[part]).input_ids for part in parts} for pair in pairs]
+    held_out, rows, few = rows[:200], rows[200:], rows[200 : 200 + len(rows) // 10]
+
+    optim = OptimConfig(learning_rate=5e-3, warmup_steps=20, betas=(0.9, 0.95))
+    num_steps = 5 if args.quick else args.num_steps
+    sft = FinetuneConfig(num_steps=num_steps, optim=optim)
+    if not args.teacher:
+        finetune(teacher, rows, replace(sft, num_steps=3 * num_steps), title="teacher")
+    finetune(student, few, sft, title="student")
     teacher.requires_grad_(False)
     before = [f"{right_words(model, held_out):.0%}" for model in (teacher, student)]
     print("right words, teacher: {}, student, fine-tuned: {}".format(*before))
