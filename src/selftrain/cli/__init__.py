@@ -14,6 +14,7 @@ from selftrain.errors import SelftrainError
 
 COMMANDS = {
     "bench": "Measure speed: bench specdec compares speculative decoders.",
+    "distill": "Distil a teacher into a student on your own rows.",
     "distillspec": "Distil a draft from a target, decode with it, and report the speed-up.",
 }
 

@@ -1,0 +1,127 @@
+"""The model card of a distilled student: what it is, how it was made, how to load it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from selftrain._core.config import to_dict
+from selftrain.distill.config import DistillConfig
+
+
+def model_card(
+    *,
+    student: str,
+    teacher: str,
+    dataset: str,
+    num_rows: int,
+    config: DistillConfig,
+    metrics: Mapping[str, float],
+    has_adapters: bool = False,
+    is_encoder_decoder: bool = False,
+) -> str:
+    """Return the text of a ``README.md`` with a header that the hub reads.
+
+    Args:
+        student: Hub name or folder of what the student was before; only a hub name goes into the
+            header.
+        teacher: What taught it, in words or by name.
+        dataset: Where the rows came from.
+        num_rows: How many there were.
+        config: The settings.
+        metrics: The last metrics of the run.
+        has_adapters: Whether the folder holds adapters of the student only.
+        is_encoder_decoder: Whether it is an encoder-decoder.
+    """
+    lines = [
+        *_header(student, has_adapters=has_adapters, is_encoder_decoder=is_encoder_decoder),
+        "",
+        f"# {student.rstrip('/').rsplit('/', 1)[-1]}, distilled",
+        "",
+        f"`{student}` was distilled from {teacher} with "
+        "[selftrain](https://selftrain.readthedocs.io).",
+        "",
+        "## Training",
+        "",
+        f"- Method: {_method(config)}",
+        f"- Teacher: {teacher}",
+        f"- Data: `{dataset}`, {num_rows} rows",
+        f"- Steps: {config.num_steps} of {config.batch_size} rows",
+        "",
+        "## Loading",
+        "",
+        *_loading(student, has_adapters=has_adapters, is_encoder_decoder=is_encoder_decoder),
+        "",
+        "## Last metrics",
+        "",
+        *_table({name: f"{value:.4g}" for name, value in metrics.items()}, "metric"),
+        "",
+        "## Settings",
+        "",
+        *_table({k: json.dumps(v) for k, v in _flat(to_dict(config)).items()}, "setting"),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _header(student: str, *, has_adapters: bool, is_encoder_decoder: bool) -> list[str]:
+    # A folder is no model on the hub, which refuses cards that name one.
+    named = student.count("/") == 1 and not student.startswith((".", "/", "~"))
+    base = [f"base_model: {json.dumps(student)}"] if named else []
+    if base and has_adapters:
+        base.append("base_model_relation: adapter")
+    kind = "text2text-generation" if is_encoder_decoder else "text-generation"
+    return [
+        "---",
+        *base,
+        f"library_name: {'peft' if has_adapters else 'transformers'}",
+        *([] if is_encoder_decoder else [f"pipeline_tag: {kind}"]),
+        "tags:",
+        "- distillation",
+        "- selftrain",
+        "---",
+    ]
+
+
+def _method(config: DistillConfig) -> str:
+    share = config.on_policy_fraction
+    source = {"dataset": "the data set", "teacher": "the teacher"}.get(
+        config.fixed_source, "the data set and the teacher"
+    )
+    parts = [f"{share:.0%} of the text the student's own"] if share > 0 else []
+    parts += [f"{1 - share:.0%} from {source}"] if share < 1 else []
+    loss = "the likelihood of the text" if config.divergence == "nll" else config.divergence
+    papers = " ([GKD](https://arxiv.org/abs/2306.13649))" if share > 0 else ""
+    return f"{loss}; {', '.join(parts)}{papers}"
+
+
+def _loading(student: str, *, has_adapters: bool, is_encoder_decoder: bool) -> list[str]:
+    auto = "AutoModelForSeq2SeqLM" if is_encoder_decoder else "AutoModelForCausalLM"
+    code = [
+        f"from transformers import {auto}, AutoTokenizer",
+        "",
+        'path = "..."  # this folder or repository',
+    ]
+    if has_adapters:
+        code.insert(0, "from peft import PeftModel")
+        code += [
+            f"base = {auto}.from_pretrained({json.dumps(student)})",
+            "model = PeftModel.from_pretrained(base, path)",
+        ]
+    else:
+        code.append(f"model = {auto}.from_pretrained(path)")
+    return ["```python", *code, "tokenizer = AutoTokenizer.from_pretrained(path)", "```"]
+
+
+def _table(cells: Mapping[str, str], name: str) -> list[str]:
+    rows = [f"| `{key}` | {value.replace('|', chr(92) + '|')} |" for key, value in cells.items()]
+    return [f"| {name} | value |", "|---|---|", *rows]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
