@@ -17,12 +17,12 @@ over rows of equal size.
 - target, then draft: the middle model distilled from the large one, and a draft from it;
 - prediction: block efficiency from texts of the target beside that of the decoder.
 
-How the setting came about matters for what the table says. About nine were tried: first, with seed
-0, an earlier source where an error hardly led anywhere, on which own text did no better; then, with
-seeds 100 and up, this source and several sizes, of which one where the papers' ordering appeared was
-kept. So the table tests the orderings on maps not looked at before (seeds 0, 1, 2, ...) within a
-setting selected for them; it is no evidence that they are general. Seeds differ in map, data set,
-prompts, first weights, order and sampling. An interrupted run continues.
+How the setting came about matters for what the table says. About nine were tried: first, with
+seed 0, an earlier source where an error hardly led anywhere, on which own text did no better; then,
+with seeds 100 and up, this source and several sizes, of which one where the papers' ordering
+appeared was kept. So the table tests the orderings on maps not looked at before (seeds 0, 1, 2,
+...) within a setting selected for them; it is no evidence that they are general. Seeds differ in
+map, data set, prompts, first weights, order and sampling. An interrupted run continues.
 """
 
 import os
