@@ -46,7 +46,7 @@ class Args:
 
     quick: bool = False
     """A small size, few repetitions."""
-    rounds: int = 6
+    rounds: int = 4
     """Calls of each method; the fastest counts."""
     json: Path = ROOT / "benchmarks/results/distill_loss.json"
     """Where the rows go."""
