@@ -79,6 +79,7 @@ def test_every_preset_makes_a_configuration():
     assert all(isinstance(getattr(DistillConfig, name)(), DistillConfig) for name in PRESETS)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_adapters_are_saved_alone(run, tmp_path):
     assert run("--lora-rank", 2) == 0
     student = tmp_path / "run" / "student"
