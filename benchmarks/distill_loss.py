@@ -1,6 +1,6 @@
 """The fused distillation loss in milliseconds and bytes, beside TRL's and beside full logits.
 
-    python benchmarks/distill_loss.py            # about 10 minutes on two cores
+    python benchmarks/distill_loss.py            # about 8 minutes on two cores
     python benchmarks/distill_loss.py --quick    # half a minute, to see that it runs
 
 One step is the loss of N tokens and its gradients with respect to the student's hidden states and

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ PATHS = {
     "target, then draft": ("middle_distilled", "student"),
 }
 LAWS = ("greedy", "T = 1")
+WRITING = ("forward_kl", "reverse_kl", "jsd")
+"""The divergences that the middle model is distilled by."""
 
 
 class Rows:
@@ -72,6 +74,11 @@ def gain(first: Sequence[float], second: Sequence[float]) -> list[float]:
     return [a - b for a, b in zip(first, second, strict=True)]
 
 
+def over(series: Iterable[Sequence[float]]) -> list[float]:
+    """Return the mean of several series, seed by seed."""
+    return [statistics.mean(values) for values in zip(*series, strict=True)]
+
+
 def goals_of(rows: Sequence[Row]) -> list[Goal]:
     """Return a goal for each ordering: the lower end of the paired interval is at least 0."""
     of = Rows(rows)
@@ -82,32 +89,33 @@ def goals_of(rows: Sequence[Row]) -> list[Goal]:
             f"{name}: lower end of the difference", mean - (width if width == width else 0), 0.0
         )
 
+    def writing(key: str, source: str, share: float = 1.0) -> list[float]:
+        match = {"student": "middle", "source": source, "share": share}
+        return over(of.values(key, divergence=d, **match) for d in WRITING)
+
     goals = []
-    for divergence, label in DIVERGENCES.items():
-        if divergence in ("jsd", "total_variation"):
-            continue
-        own, mixed, fixed = (
-            of.values("arrivals", divergence=divergence, source=source)
-            for source in ("student", "mixed", "dataset")
+    for key, what, sign in (
+        ("own_reverse_kl", "KL on own text (negative)", -1),
+        ("arrivals", "goals reached", 1),
+    ):
+        own, mixed, fixed, few = (
+            [sign * value for value in writing(key, source, share)]
+            for source, share in (
+                ("student", 1.0),
+                ("mixed", 1.0),
+                ("dataset", 1.0),
+                ("student", 0.05),
+            )
         )
-        few = of.values("arrivals", divergence=divergence, source="student", share=0.05)
         goals += [
-            ordering(f"goals reached, {label}, own text over half of each", own, mixed),
-            ordering(f"goals reached, {label}, half of each over data set", mixed, fixed),
-            ordering(f"goals reached, {label}, own text over data set", own, fixed),
-            ordering(
-                f"goals reached, {label}, own text after 5 % over data set with all", few, fixed
-            ),
+            ordering(f"{what}, own text over half of each", own, mixed),
+            ordering(f"{what}, half of each over data set", mixed, fixed),
+            ordering(f"{what}, own text after 5 % of prompts over data set with all", few, fixed),
         ]
     for law in LAWS:
         key = f"block_efficiency {law}"
         by_source = {
-            source: [
-                statistics.mean(v)
-                for v in zip(
-                    *(of.values(key, divergence=d, source=source) for d in DIVERGENCES), strict=True
-                )
-            ]
+            source: over(of.values(key, divergence=d, source=source) for d in DIVERGENCES)
             for source in ("dataset", "student", "target", "both")
         }
         for source in ("dataset", "target"):
@@ -158,7 +166,7 @@ def prediction_errors(of: Rows, law: str) -> dict[str, float]:
     for row in of.rows:
         if f"measured {law}" in row:
             name = "-".join(
-                str(row.get(k, "")) for k in ("teacher", "divergence", "source", "share")
+                str(row.get(k, "")) for k in ("teacher", "student", "divergence", "source", "share")
             )
             pair = sums.setdefault(name, [0.0, 0.0])
             pair[0] += row[f"block_efficiency {law}"]
@@ -175,7 +183,7 @@ def page(rows: Sequence[Row], environment: dict[str, Any]) -> str:
     )
     parts = [
         head,
-        "What the student writes at T = 1 after distillation from the large model:",
+        "What the middle model writes at T = 1 after distillation from the large one:",
         _writing(of),
         "Block efficiency of the small model as a draft for the large one, with seven draft "
         "tokens, by the text it was distilled on:",
@@ -194,18 +202,20 @@ def _writing(of: Rows) -> str:
     keys = {"own_reverse_kl": 3, "source_log_likelihood": 3, "arrivals": 2}
     lines = []
 
-    def line(label: str, divergence: str, prompts: str, **match: Any) -> None:
+    def line(label: str, loss: str, prompts: str, **match: Any) -> None:
         cells = [cell(of.values(key, **match), digits) for key, digits in keys.items()]
-        lines.append([label, divergence, prompts, *cells])
+        lines.append([label, loss, prompts, *cells])
 
-    line("before", "", "", kind="start")
-    for divergence in ("forward_kl", "reverse_kl"):
-        for source in ("dataset", "mixed", "student"):
-            match = {"divergence": divergence, "source": source}
-            line(SOURCES[source], DIVERGENCES[divergence], "all", **match)
-        for source in ("dataset", "student"):
-            match = {"divergence": divergence, "source": source, "share": 0.05}
-            line(SOURCES[source], DIVERGENCES[divergence], "5 %", **match)
+    line("before", "", "", kind="start", student="middle")
+    for divergence in WRITING:
+        for source, share in (
+            ("dataset", 1.0),
+            ("mixed", 1.0),
+            ("student", 1.0),
+            ("student", 0.05),
+        ):
+            match = {"student": "middle", "divergence": divergence, "source": source}
+            line(SOURCES[source], DIVERGENCES[divergence], f"{share:.0%}", share=share, **match)
     line("the large model itself", "", "", kind="start", student="large")
     source = {"kind": "source", "teacher": None, "student": None}
     cells = [cell(of.values(key, **source), keys[key]) for key in list(keys)[1:]]
@@ -279,9 +289,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         ax=axes[0],
     )
     texts = ("dataset", "mixed", "student")
-    kinds = ("forward_kl", "reverse_kl")
+    kinds = WRITING
     cells = [
-        [interval(of.values("arrivals", divergence=d, source=source)) for source in texts]
+        [
+            interval(of.values("arrivals", student="middle", divergence=d, source=source))
+            for source in texts
+        ]
         for d in kinds
     ]
     plots.grouped_bars(
@@ -291,7 +304,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         errors=[[0.0 if math.isnan(w) else w for _, w in line] for line in cells],
         ylabel="goals reached per text",
         title="What a student writes, by the text it learnt on",
-        reference=("before", interval(of.values("arrivals", kind="start"))[0]),
+        reference=("before", interval(of.values("arrivals", kind="start", student="middle"))[0]),
         ax=axes[1],
     )
     plots.save_figure(axes, path)

@@ -3,6 +3,7 @@
 import torch
 
 from selftrain.distill.targets import HiddenTargets
+from selftrain.ops.linear_divergence import Head
 from selftrain.training.batch import scored_logits
 
 
@@ -10,8 +11,6 @@ class HiddenTeacher:
     """A model's hidden states as its head receives them; counts the rows it is asked about."""
 
     def __init__(self, model, *, scale=1.0, softcap=None, fail_after=None):
-        from selftrain.ops.linear_divergence import Head
-
         self.model, self.num_rows, self._fail_after = model, 0, fail_after
         weight = model.get_output_embeddings().weight
         self.head = Head(weight, scale=scale, softcap=softcap)

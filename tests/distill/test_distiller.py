@@ -90,10 +90,14 @@ def test_on_policy_with_the_data_set_as_samples_equals_supervised(
 def test_likelihood_of_fixed_text_equals_plain_fine_tuning(make_llama, teacher, char_tokenizer):
     a, b = make_llama(), make_llama()
     config = dataclasses.replace(SUPERVISED, divergence="nll", normalize="token")
-    make(a, teacher, char_tokenizer, config).fit(ROWS, show_progress=False)
-    plain = FinetuneConfig(num_steps=4, batch_size=5, optim=CONFIG.optim)
-    finetune(b, ROWS, plain, show_progress=False)
-    assert torch.equal(parameters(a), parameters(b))
+    distilled = make(a, teacher, char_tokenizer, config).fit(ROWS, show_progress=False)
+    plain = FinetuneConfig(num_steps=4, batch_size=5, log_every=1, optim=CONFIG.optim)
+    tuned = finetune(b, ROWS, plain, show_progress=False)
+    # Not bit for bit: the one sums in another order, never having all logits in memory.
+    for ours, theirs in zip(distilled.history, tuned.history, strict=True):
+        for name in ("loss", "grad_norm"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+    assert len(distilled.history) == 4
 
 
 def test_seq_kd_learns_the_likelihood_of_the_teachers_text(student, teacher, char_tokenizer):
@@ -120,8 +124,12 @@ def test_samples_come_from_the_current_student_by_seeds_of_step_and_row(
     for _ in range(3):
         a.step(ROWS)
         b.step(ROWS)
-    seeds = [seed for _, _, seeds in a._samplers["student"].calls for (seed,) in seeds]
-    assert seeds == [seed for _, _, seeds in b._samplers["student"].calls for (seed,) in seeds]
+    used = [
+        [seed for _, _, seeds in d._writer._samplers["student"].calls for (seed,) in seeds]
+        for d in (a, b)
+    ]
+    assert used[0] == used[1]
+    seeds = used[0]
     assert len(set(seeds)) == 15
 
 
@@ -396,7 +404,7 @@ def test_long_prompts_are_cut_on_the_left_if_asked(student, teacher, char_tokeni
     config = dataclasses.replace(CONFIG, max_prompt_tokens=3)
     distiller = make(student, teacher, char_tokenizer, config)
     distiller.step([{"prompt_ids": list(range(3, 40))}])
-    assert distiller._samplers["student"].calls[0][0] == [[37, 38, 39]]
+    assert distiller._writer._samplers["student"].calls[0][0] == [[37, 38, 39]]
 
 
 def test_a_prompt_of_the_wrong_kind_is_an_error(student, teacher, char_tokenizer):

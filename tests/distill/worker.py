@@ -39,6 +39,10 @@ def build(seed: int, scale: float) -> LlamaForCausalLM:
     return model
 
 
+def reward(rows: list[dict], texts: list[str]) -> list[float]:
+    return [len(text) / 10 for text in texts]
+
+
 def main(output_dir: Path, num_steps: int) -> None:
     student, teacher = build(0, 4.0), build(1, 8.0).requires_grad_(False)
     vocab = {f"t{i}": i for i in range(32)}
@@ -52,11 +56,12 @@ def main(output_dir: Path, num_steps: int) -> None:
         batch_size=5,
         micro_batch_size=2,
         save_every=1,
+        reward_weight=0.25,
         log_every=1,
         sampling=SamplingParams(max_new_tokens=4),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=2, schedule="cosine"),
     )
-    distiller = Distiller(student, teacher, tokenizer, config)
+    distiller = Distiller(student, teacher, tokenizer, config, reward=reward)
     distiller.fit(ROWS, output_dir=output_dir, show_progress=False)
     accelerator = distiller.accelerator
     finished = {"rank": accelerator.process_index, "world": accelerator.num_processes}

@@ -55,7 +55,8 @@ class Compiler:
             else:
                 signature[parameter.name] = _type_of(value)
         assert not arguments, f"{kernel.__name__} does not take {list(arguments)}"
-        label = f"{kernel.__name__} sm_{self.arch} {signature.get('target', '')} {constants}"
+        dtype = signature.get("target", signature.get("grad", ""))
+        label = f"{kernel.__name__} sm_{self.arch} {dtype} {constants}"
         if label not in self.found:
             source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
             target = GPUTarget("cuda", self.arch, 32)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from selftrain.ops.divergence import DIVERGENCES
+
 pytest.importorskip("triton")
-SCRIPT = Path(__file__).with_name("ahead_of_time.py")
 KERNELS = {
     "best_kernel",
     "compare_kernel",
@@ -21,13 +22,17 @@ KERNELS = {
     "stats_kernel",
     "threshold_kernel",
 }
+DIVERGENCE_KERNELS = {"row_stats_kernel", "sweep_kernel"}
 MOST_BYTES_SPILLED = 64
+# So that two programs of eight warps share a multiprocessor.
+MOST_REGISTERS = 128
 
 
-def check(extent: str) -> list[dict]:
+def check(extent: str, script: str = "ahead_of_time.py") -> list[dict]:
+    path = Path(__file__).with_name(script)
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), extent], capture_output=True, text=True, env=environment
+        [sys.executable, str(path), extent], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(done.stdout)
@@ -50,3 +55,21 @@ def test_every_kernel_compiles_in_every_mode_and_type_for_sm_80_and_sm_90():
         for arch in ("sm_80", "sm_90"):
             for dtype in ("*bf16", "*fp16", "*fp32"):
                 assert any(label.startswith(f"{kernel} {arch} {dtype}") for label in labels)
+
+
+def test_the_kernels_of_divergences_compile_for_sm_80_or_sm_90():
+    found = check("some", "ahead_of_time_divergence.py")
+    assert {entry["kernel"].split()[0] for entry in found} == DIVERGENCE_KERNELS
+    assert max(entry["registers"] for entry in found) <= MOST_REGISTERS
+
+
+@pytest.mark.slow
+def test_divergences_compile_for_every_kind_and_type_of_gradient_for_sm_80_and_sm_90():
+    found = check("all", "ahead_of_time_divergence.py")
+    assert max(entry["registers"] for entry in found) <= MOST_REGISTERS
+    labels = [entry["kernel"] for entry in found if "'GRAD': True" in entry["kernel"]]
+    for kind in DIVERGENCES:
+        for arch in ("sm_80", "sm_90"):
+            for dtype in ("*bf16", "*fp16", "*fp32"):
+                start = f"sweep_kernel {arch} {dtype}"
+                assert any(label.startswith(start) and f"'{kind}'" in label for label in labels)

@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from selftrain.ops import (
     linear_cross_entropy,
     linear_divergence,
 )
+from selftrain.ops._linear_loss import chunk_size
 
 # Values of every kind, and those of beta where another form takes over.
 CASES = [
@@ -124,11 +126,19 @@ def test_loss_and_gradients_equal_those_of_full_logits(
 @pytest.mark.parametrize(("kind", "options"), CASES)
 def test_it_passes_gradcheck(kind, options, bias, softcap, temperature):
     problem = Problem(2, 4, features=(2, 3), bias=bias, scale=0.8, softcap=softcap)
+    assert gradcheck(problem, kind=kind, temperature=temperature, fast_mode=True, **options)
 
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_each_element_passes_gradcheck(kind):
+    assert gradcheck(Problem(2, 4, features=(2, 3), scale=0.8, softcap=3.0), kind=kind)
+
+
+def gradcheck(problem, fast_mode=False, **options):
     def loss(*leaves):
-        return problem.fused(*leaves, kind=kind, temperature=temperature, **options).loss
+        return problem.fused(*leaves, **options).loss
 
-    assert torch.autograd.gradcheck(loss, problem.leaves())
+    return torch.autograd.gradcheck(loss, problem.leaves(), fast_mode=fast_mode)
 
 
 @settings(max_examples=25, deadline=None)
@@ -299,6 +309,21 @@ def test_no_temporary_is_larger_than_the_budget(kind):
     assert 2 * num * vocab * 4 == 4 * budget
 
 
+@given(num=st.integers(0, 5000), row_bytes=st.integers(1, 2**21), budget=st.integers(1, 2**30))
+def test_chunks_are_few_even_and_within_the_budget(num, row_bytes, budget):
+    size = chunk_size(num, row_bytes, budget, on_cpu=True)
+    assert size == 1 or size * row_bytes <= budget
+    assert size <= max(num, 1)
+    if size < num:
+        limit = budget // row_bytes
+        step = 64 if limit >= 64 else 1
+        assert size % step == 0
+        # As few chunks as whole steps allow, none of them much smaller than the others.
+        fewest = math.ceil(num / max(step, limit // step * step))
+        assert math.ceil(num / size) <= fewest
+        assert fewest * (size - step) < num
+
+
 def test_nothing_of_the_size_of_the_logits_is_saved():
     problem = Problem(64, 96)
     saved = []
@@ -462,7 +487,6 @@ for backend in ("eager", "aot_eager"):
 
 
 # In a process of its own: the run-time types of this one cannot be switched off in dataclasses.
-@pytest.mark.slow
 def test_it_compiles_without_graph_breaks():
     subprocess.run([sys.executable, "-W", "error", "-c", COMPILED], check=True, timeout=300)
 

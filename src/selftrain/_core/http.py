@@ -114,7 +114,7 @@ class JsonClient:
         raise ConnectionError(
             f"{self.base_url} did not answer in {self._num_retries + 1} attempts; the last: "
             f"{problem}. Is the server up and the address right? If it is only slow, raise timeout "
-            "or num_retries, or lower max_concurrency."
+            "or num_retries, or ask for less at a time."
         )
 
     def _content(self, response: Any, path: str) -> Any:

@@ -43,17 +43,35 @@ class Walks:
         """The entropy of every state's law in nats ``[P, G]``."""
         return -(self.law * self.law.clamp(min=1e-300).log()).sum(-1)
 
-    def sample(self, num: int, length: int, rng: torch.Generator) -> Tensor:
-        """Draw texts ``[num, length]``, each from a random place and goal."""
-        num_places, num_goals, _ = self.law.shape
-        place = torch.randint(num_places, (num,), generator=rng)
+    def sample(
+        self, num: int, length: int, rng: torch.Generator, *, stray: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Draw texts ``[num, length]``, each from a random goal's place to another goal.
+
+        Args:
+            num: How many.
+            length: Tokens of each.
+            rng: The random source.
+            stray: Chance that the next token is drawn uniformly instead of by the law. Such texts
+                show every state, and what the law says there.
+
+        Returns:
+            The tokens, and a mask that is True where a token was drawn by the law.
+        """
+        num_places, num_goals, vocab_size = self.law.shape
+        place = self.goal_places[torch.randint(num_goals, (num,), generator=rng)]
         goal = torch.randint(num_goals, (num,), generator=rng)
         tokens = [place + _FIRST_PLACE, goal + _FIRST_PLACE + num_places]
+        lawful = [torch.ones(num, dtype=torch.bool)] * 2
         for _ in range(length - 2):
             token = torch.multinomial(self.law[place, goal], 1, generator=rng)[:, 0]
+            strayed = torch.rand(num, generator=rng) < stray
+            uniform = torch.randint(_FIRST_PLACE, vocab_size, (num,), generator=rng)
+            token = torch.where(strayed, uniform, token)
             place, goal = self._moved(place, goal, token)
             tokens.append(token)
-        return torch.stack(tokens, 1)
+            lawful.append(~strayed)
+        return torch.stack(tokens, 1), torch.stack(lawful, 1)
 
     def laws(self, texts_BT: Tensor) -> Tensor:
         """Return the law of every token after the first two ``[B, T - 2, V]``."""

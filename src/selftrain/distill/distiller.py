@@ -1,26 +1,35 @@
 """Distillation of a teacher into a student, on text that the student itself writes."""
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from accelerate import Accelerator, DistributedType
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftrain._core.checks import check_not_empty
 from selftrain._core.config import load_json, save_json
 from selftrain._core.io import atomic_folder
 from selftrain._core.rng import derive
+from selftrain.distill.best import Best, Judge
 from selftrain.distill.config import DistillConfig, Source
 from selftrain.distill.heads import Scorer
 from selftrain.distill.losses import step_losses
-from selftrain.distill.pair import check_pair, end_tokens, freeze
+from selftrain.distill.pair import check_pair, end_tokens
+from selftrain.distill.reward import Reward, advantages, check_reward, gather_scores, score
 from selftrain.distill.rows import EncodedRow, RowEncoder
-from selftrain.distill.teachers.model import ModelTeacher
-from selftrain.distill.texts import check_row, draw_sources, sample_ids
+from selftrain.distill.sync import WeightSender
+from selftrain.distill.targets import Teacher
+from selftrain.distill.teachers.choose import as_teacher, restore_average, save_average
+from selftrain.distill.teachers.ema import EMATeacher
+from selftrain.distill.texts import check_row, draw_sources
+from selftrain.distill.writer import Writer
+from selftrain.nn.modes import recompute_activations, training_mode
 from selftrain.training.batch import MicroBatch, TokenRow
 from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
 from selftrain.training.finetune import Rows
@@ -53,17 +62,23 @@ class Distiller:
 
     Args:
         student: The model to train, in place.
-        teacher: The model to learn from; it is frozen and put in evaluation mode.
+        teacher: The model to learn from, which is frozen and put in evaluation mode; or anything
+            with ``targets`` (:mod:`selftrain.distill.teachers`: a server, a cache, an average of
+            the student); or None, and a student with adapters (PEFT) learns from its own base.
         tokenizer: The tokenizer of both. It needs no pad token: padding is told by masks.
         config: Settings; None: the defaults.
         sampler: Samples from the student; None: an in-process sampler. It must see the student's
             current weights.
-        teacher_sampler: Samples from the teacher, for ``fixed_source="teacher"``; None: in process.
+        teacher_sampler: Samples from the teacher, for ``fixed_source="teacher"`` or ``"both"``;
+            None: in process, if the teacher is a model.
+        reward: Scores the student's own texts, for ``reward_weight`` above 0.
         teacher_tokenizer: The teacher's, if it comes with its own, to check that both agree.
         accelerator: The process layer; None makes one.
 
     Raises:
-        ValueError: If the models cannot be compared token by token, or are one.
+        ValueError: If the models cannot be compared token by token, or are one, or if there is a
+            reward without ``reward_weight`` or the reverse.
+        TypeError: If the teacher is None and the student has no adapters.
 
     Example:
         >>> distiller = Distiller(student, teacher, tokenizer)  # doctest: +SKIP
@@ -73,26 +88,45 @@ class Distiller:
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: PreTrainedModel,
+        teacher: PreTrainedModel | Teacher | None,
         tokenizer: PreTrainedTokenizerBase,
         config: DistillConfig | None = None,
         *,
         sampler: "Sampler | None" = None,
         teacher_sampler: "Sampler | None" = None,
+        reward: Reward | None = None,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
         self.config = config or DistillConfig()
-        self._pair = check_pair(student, teacher, tokenizer, teacher_tokenizer)
+        local = teacher if isinstance(teacher, nn.Module) else None
+        self._pair = check_pair(student, local, tokenizer, teacher_tokenizer)
         self.config.warn_if_off_distribution()
-        freeze(teacher)
+        check_reward(self.config, reward)
+        if local is None and teacher_sampler is None and "teacher" in self.config.sources:
+            raise ValueError(
+                f"fixed_source={self.config.fixed_source!r} needs text of the teacher, which is no "
+                "model in this process; pass a teacher_sampler."
+            )
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
         self.accelerator = accelerator or Accelerator()
+        if self.config.gradient_checkpointing:
+            recompute_activations(student)
         self._learner = Learner(student, self.config, self.accelerator)
-        teacher.to(self.accelerator.device)  # pyrefly: ignore[bad-argument-type]
         sharded = self.accelerator.distributed_type in _SHARDED
         self._student_scores = Scorer(student, hidden=not sharded)
-        self._teacher = ModelTeacher(teacher, context=self.accelerator.autocast)
+        self._teacher = as_teacher(teacher, student, self.accelerator)
+        self._reward = reward
+        self._ahead: dict[int, dict[int, tuple[int, ...]]] = {}  # texts by step and row
+        self._writer = Writer(
+            student,
+            local,
+            tokenizer,
+            self.config,
+            self._pair,
+            samplers={"student": sampler, "teacher": teacher_sampler},
+            send_weights=WeightSender(sampler, student, self.accelerator),
+        )
         eos_token_ids = end_tokens(student, tokenizer)
         self._encode = RowEncoder(
             tokenizer,
@@ -100,10 +134,6 @@ class Distiller:
             max_prompt_tokens=self.config.max_prompt_tokens,
         )
         self._ends = torch.tensor(sorted(eos_token_ids), device=self.accelerator.device)
-        self._samplers: dict[Source, Sampler | None] = {
-            "student": sampler,
-            "teacher": teacher_sampler,
-        }
         self.num_steps = 0
         """Optimizer steps taken."""
         self.num_scored_tokens = 0
@@ -134,7 +164,13 @@ class Distiller:
         step = self.num_steps
         sources = draw_sources(self.config, step, len(batch))
         encoded = {i: self._checked(batch[i], i) for i in self._local(len(batch))}
-        rows = self._with_text(encoded, sources, ("sample", step))
+        rows = self._writer.complete(
+            encoded, sources, ("sample", step), num_steps=step, ready=self._ahead.pop(step, {})
+        )
+        rewards = self._rewards(batch, rows, sources)
+        if rewards:
+            gains = advantages(rewards, self.config.baseline)
+            rows = {i: replace(row, advantage=gains.get(i, 0.0)) for i, row in rows.items()}
         result = self._learner.learn(
             rows,
             self._losses,
@@ -144,7 +180,13 @@ class Distiller:
         )
         self.num_steps += 1
         self.num_scored_tokens += int(sum(result.counts))
-        return self._metrics(result, sources, step, time.perf_counter() - start)
+        if isinstance(self._teacher, EMATeacher):
+            self._teacher.update()
+        metrics = self._metrics(result, sources, step, time.perf_counter() - start)
+        if rewards:
+            metrics["reward/mean"] = statistics.fmean(rewards.values())
+            metrics["reward/std"] = statistics.pstdev(rewards.values())
+        return metrics
 
     def fit(
         self,
@@ -152,6 +194,8 @@ class Distiller:
         *,
         eval_dataset: Rows | None = None,
         output_dir: str | Path | None = None,
+        judge: Judge | None = None,
+        keep_best: str | None = None,
         show_progress: bool = True,
         title: str = "distill",
     ) -> Report:
@@ -164,11 +208,16 @@ class Distiller:
             dataset: Rows as for :meth:`step`; a list, a ``datasets.Dataset``, or alike.
             eval_dataset: Rows for :meth:`evaluate`, logged as ``eval/...``.
             output_dir: Where metrics and the newest checkpoint go; None: nothing is written.
+            judge: Called with the student whenever it is evaluated; returns numbers to log, as
+                :class:`selftrain.distill.DraftEvaluator` does.
+            keep_best: Which of the evaluation's numbers to choose a student by: the one where it
+                was largest lies in ``output_dir/best`` afterwards.
             show_progress: Whether to show a bar with the loss and the time left.
             title: The run's name on the bar and in the log.
 
         Raises:
-            ValueError: If a data set is empty or a row does not suit the configuration.
+            ValueError: If a data set is empty, a row does not suit the configuration, or
+                ``keep_best`` is given without anything that measures it or a place for the student.
             RunConflictError: If ``output_dir`` holds a run with another configuration.
             FloatingPointError: If the loss is not finite.
         """
@@ -177,6 +226,7 @@ class Distiller:
             check_not_empty("eval_dataset", eval_dataset)
         for i in range(min(len(dataset), _ROWS_CHECKED_FIRST)):
             self._checked(dataset[i], i)
+        best = Best(output_dir, keep_best, judged=judge is not None or eval_dataset is not None)
         with TrainingRun(
             self._learner,
             stage=title,
@@ -185,17 +235,17 @@ class Distiller:
             show_progress=show_progress,
         ) as run:
             self._restore(run.first_step, run.extra)
+            restore_average(self._teacher, output_dir, run.first_step)
             for step in run.steps():
-                chosen = batch_indices(
-                    self.config.seed,
-                    step,
-                    num_items=len(dataset),
-                    batch_size=self.config.batch_size,
-                )
-                metrics = self.step([dataset[i] for i in chosen])
-                if eval_dataset is not None and run.eval_due(step):
-                    evaluation = self.evaluate(eval_dataset)
+                if self.config.generate_every > 1 and step % self.config.generate_every == 0:
+                    self._sample_ahead(dataset, step)
+                metrics = self.step([dataset[i] for i in self._batch(dataset, step)])
+                if run.eval_due(step):
+                    evaluation = self._evaluation(eval_dataset, judge)
                     metrics |= {f"eval/{name}": value for name, value in evaluation.items()}
+                    best.offer(evaluation, step + 1, self._save_student)
+                if run.save_due(step):
+                    save_average(self._teacher, output_dir, step + 1, self.accelerator)
                 run.finish_step(step, metrics, {"num_scored_tokens": self.num_scored_tokens})
         return run.report()
 
@@ -213,9 +263,22 @@ class Distiller:
                 sources[i] = "student"
                 if not row.prompt_ids:
                     raise ValueError(f"row {i} has neither a completion nor a prompt.")
-        rows = self._with_text(encoded, sources, ("eval",))
+        rows = self._writer.complete(encoded, sources, ("eval",), num_steps=self.num_steps)
         result = self._learner.measure(rows, self._losses, num_rows=len(dataset))
         return self._means(result)
+
+    def _evaluation(self, dataset: Rows | None, judge: Judge | None) -> dict[str, float]:
+        found = {} if dataset is None else self.evaluate(dataset)
+        if judge is not None:
+            with training_mode(False, self.student), torch.no_grad():
+                found |= judge(self.student)
+        return found
+
+    def _save_student(self, path: Path) -> None:
+        if self.accelerator.is_main_process:
+            with atomic_folder(path) as folder:
+                self.student.save_pretrained(folder)
+                self.tokenizer.save_pretrained(folder)
 
     def save(self, path: str | Path) -> None:
         """Write student, tokenizer, configuration and training state to the folder ``path``.
@@ -241,9 +304,10 @@ class Distiller:
         cls,
         path: str | Path,
         *,
-        teacher: PreTrainedModel,
+        teacher: PreTrainedModel | Teacher | None,
         sampler: "Sampler | None" = None,
         teacher_sampler: "Sampler | None" = None,
+        reward: Reward | None = None,
         accelerator: Accelerator | None = None,
     ) -> Self:
         """Read what :meth:`save` wrote, to continue training with the same teacher.
@@ -253,6 +317,7 @@ class Distiller:
             teacher: The teacher; it is not saved with the student.
             sampler: As for the constructor; None: an in-process sampler.
             teacher_sampler: As for the constructor.
+            reward: As for the constructor.
             accelerator: As for the constructor.
         """
         from transformers import (
@@ -272,6 +337,7 @@ class Distiller:
             load_json(DistillConfig, path / _CONFIG_FILE),
             sampler=sampler,
             teacher_sampler=teacher_sampler,
+            reward=reward,
             accelerator=accelerator,
         )
         learner = distiller._learner
@@ -293,45 +359,33 @@ class Distiller:
         check_row(encoded, f"row {index}", self.config, self._pair)
         return encoded
 
-    def _with_text(
-        self, rows: Mapping[int, EncodedRow], sources: Sequence[Source], path: tuple[int | str, ...]
-    ) -> dict[int, TokenRow]:
-        """Return the rows with the text of their sources, sampling what is to be sampled."""
-        completions = {i: row.completion_ids or () for i, row in rows.items()}
-        for source, model in (("student", self.student), ("teacher", self.teacher)):
-            chosen = [i for i in rows if sources[i] == source]
-            if chosen:
-                sampled = sample_ids(
-                    model,
-                    self._sampler(source),
-                    [rows[i] for i in chosen],
-                    config=self.config,
-                    pair=self._pair,
-                    seeds=[derive(self.config.seed, *path, i) for i in chosen],
-                )
-                completions |= zip(chosen, sampled, strict=True)
-        return {
-            i: TokenRow(
-                prompt_ids=row.prompt_ids or (), completion_ids=completions[i], weight=row.weight
-            )
-            for i, row in rows.items()
-        }
+    def _sample_ahead(self, dataset: Rows, first: int) -> None:
+        """Sample the on-policy text of ``generate_every`` steps at once, from today's student."""
+        wanted: list[tuple[int, int, EncodedRow]] = []
+        for step in range(first, min(first + self.config.generate_every, self.config.num_steps)):
+            chosen = self._batch(dataset, step)
+            sources = draw_sources(self.config, step, len(chosen))
+            for i in self._local(len(chosen)):
+                if sources[i] == "student":
+                    wanted.append((step, i, self._checked(dataset[chosen[i]], i)))
+        seeds = [derive(self.config.seed, "sample", step, i) for step, i, _ in wanted]
+        encoded = [row for *_, row in wanted]
+        texts = self._writer.sample("student", encoded, seeds, num_steps=first)
+        for (step, i, _), text in zip(wanted, texts, strict=True):
+            self._ahead.setdefault(step, {})[i] = text
 
-    def _sampler(self, source: Source) -> "Sampler":
-        sampler = self._samplers[source]
-        if sampler is None:
-            from selftrain.decoding.sampler import HFSampler
-
-            model = self.student if source == "student" else self.teacher
-            batch_size = self.config.micro_batch_size or self.config.batch_size
-            sampler = HFSampler(model, self.tokenizer, batch_size=batch_size)
-            self._samplers[source] = sampler
-        return sampler
+    def _batch(self, dataset: Rows, step: int) -> list[int]:
+        """Return which rows a step learns from."""
+        return batch_indices(
+            self.config.seed, step, num_items=len(dataset), batch_size=self.config.batch_size
+        )
 
     def _losses(self, batch: MicroBatch, weights: Tensor) -> StepLosses:
-        kind = self.config.divergence
+        kind = self.config.objective_at(self.num_steps)
+        gains = self._gains(batch)
+        alone = kind == "nll" or (gains is not None and self.config.reward_weight == 1)
         # The teacher first: its activations are gone before the student's graph is built.
-        teacher = None if kind == "nll" else self._teacher.targets(batch)
+        teacher = None if alone else self._teacher.targets(batch)
         losses = step_losses(
             self._student_scores(self._learner.model, batch),
             teacher,
@@ -339,9 +393,41 @@ class Distiller:
             weights=weights,
             config=self.config,
             kind=kind,
+            gains=gains,
         )
         ended = torch.isin(batch.labels, self._ends).float()
         return StepLosses(losses.objective, {"ended": ended, **losses.values})
+
+    def _gains(self, batch: MicroBatch) -> Tensor | None:
+        """Return what the policy gradient multiplies each token's log-likelihood by, if anything.
+
+        Its sum over a sequence enters with the sequence's weight: undone is the mean over tokens
+        that the weights take under ``normalize="sequence"``.
+        """
+        if self.config.reward_weight == 0 or not self.student.training:
+            return None
+        per_row = [
+            row.advantage * (count if self.config.normalize == "sequence" else 1)
+            for row, count in zip(batch.token_rows, batch.counts, strict=True)
+        ]
+        return torch.tensor(per_row, device=batch.rows.device)[batch.rows]
+
+    def _rewards(
+        self,
+        batch: Sequence[Mapping[str, Any]],
+        rows: Mapping[int, TokenRow],
+        sources: Sequence[Source],
+    ) -> dict[int, float]:
+        """Return the rewards of the student's texts by row, of all processes."""
+        if self._reward is None or "student" not in sources:
+            return {}
+        mine = [i for i in rows if sources[i] == "student"]
+        texts = self.tokenizer.batch_decode(
+            [list(rows[i].completion_ids) for i in mine], skip_special_tokens=True
+        )
+        scores = score(self._reward, [batch[i] for i in mine], texts)
+        found = dict(zip(mine, scores, strict=True))
+        return gather_scores(found, len(batch), self.accelerator)
 
     def _means(self, result: RowValues) -> dict[str, float]:
         names = [name for name in result.sums if name != "ended"]
@@ -351,9 +437,10 @@ class Distiller:
         self, result: RowValues, sources: Sequence[Source], step: int, seconds: float
     ) -> dict[str, float]:
         num_rows, num_tokens = len(result.counts), sum(result.counts)
+        distance = "distance" if "distance" in result.sums else "loss"
         by_source = {
             f"divergence/{source}": result.mean(
-                "loss", self.config.normalize, [s == source for s in sources]
+                distance, self.config.normalize, [s == source for s in sources]
             )
             for source in sorted(set(sources))
         }

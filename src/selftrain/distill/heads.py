@@ -115,7 +115,8 @@ def scored_hidden(model: nn.Module, batch: MicroBatch, access: HeadAccess) -> Hi
         model(**batch.inputs, use_cache=False, **keep)
     (hidden_BTH,) = seen
     if not access.slices_logits:
-        hidden_BTH = hidden_BTH[:, batch.first :]
+        # Counted from the end: the virtual tokens of prompt tuning stand in front.
+        hidden_BTH = hidden_BTH[:, batch.first - time :]
     return HiddenTargets(hidden_BTH.flatten(0, 1).index_select(0, batch.positions), access.head)
 
 

@@ -34,8 +34,9 @@ def step_losses(
     weights: Tensor,
     config: DistillConfig,
     kind: Objective,
+    gains: Tensor | None = None,
 ) -> StepLosses:
-    """Return the weighted loss of a micro-batch, and every token's measurements.
+    r"""Return the weighted loss of a micro-batch, and every token's measurements.
 
     Two models that give hidden states are compared without their logits ever lying in memory, and
     the gradient is computed beside the loss (:func:`selftrain.ops.linear_divergence`). Models whose
@@ -49,19 +50,58 @@ def step_losses(
         weights: ``[N]``, each token's factor in the loss.
         config: Settings of the divergence.
         kind: What is minimised.
+        gains: ``[N]``, what the policy gradient multiplies each token's log-likelihood by; with
+            them the loss is equation 5 of GKD, :math:`(1 - w) D - w A \log q(y)` with w =
+            ``config.reward_weight``.
     """
+    if gains is None:
+        return _distances(student, teacher, labels, weights, config, kind)
+    share = config.reward_weight
+    reward = _text_losses(student, labels, weights * gains * share)
+    text = reward.values["loss"] * gains * share
+    if share == 1:
+        return StepLosses(reward.objective, {**reward.values, "loss": text})
+    distance = _distances(student, teacher, labels, weights * (1 - share), config, kind)
+    values = {**distance.values, "distance": distance.values["loss"]}
+    values["loss"] = (1 - share) * values["distance"] + text
+    return StepLosses(distance.objective + reward.objective, values)
+
+
+def _distances(
+    student: LogitTargets | HiddenTargets,
+    teacher: Targets | None,
+    labels: Tensor,
+    weights: Tensor,
+    config: DistillConfig,
+    kind: Objective,
+) -> StepLosses:
     if kind == "nll":
         return _text_losses(student, labels, weights)
     assert teacher is not None, "only the likelihood of the text needs no teacher"  # noqa: S101
     options: dict[str, Any] = {
         "kind": kind,
-        "beta": 0.5 if config.beta is None else config.beta,
-        "scale": config.jsd_scale,
+        **config.parameters(kind),
         "temperature": config.loss_temperature,
     }
+    if config.max_token_divergence is None:
+        return _losses(student, teacher, weights, options, config.tail)
+    with torch.no_grad():  # which tokens are beyond the bound has to be known first
+        seen = _losses(student, teacher, torch.ones_like(weights), options, config.tail).values
+    beyond = seen["loss"] > config.max_token_divergence
+    kept = _losses(student, teacher, weights.masked_fill(beyond, 0.0), options, config.tail)
+    clipped = {"loss": seen["loss"].clamp(max=config.max_token_divergence), "clipped": beyond}
+    return StepLosses(kept.objective, {**seen, **clipped})
+
+
+def _losses(
+    student: LogitTargets | HiddenTargets,
+    teacher: Targets,
+    weights: Tensor,
+    options: dict[str, Any],
+    tail: bool,
+) -> StepLosses:
     if isinstance(teacher, TopKTargets):
-        return _top_k_losses(student, teacher, weights, {**options, "tail": config.tail})
-    options["alpha"] = 0.1 if config.alpha is None else config.alpha
+        return _top_k_losses(student, teacher, weights, {**options, "tail": tail})
     if isinstance(student, HiddenTargets) and isinstance(teacher, HiddenTargets):
         fused = linear_divergence(
             student.hidden, student.head, teacher.hidden, teacher.head, weights, **options
@@ -95,7 +135,8 @@ def _dense_losses(
     loss = divergence(student_NV, teacher_NV, **options)
     temperature = options["temperature"]
     values = agreement(student_NV, teacher_NV, temperature=temperature)
-    return StepLosses((loss * weights).sum(), {"loss": loss, **values})
+    counted = loss.masked_fill(weights == 0, 0.0)  # an infinite one, beyond the bound
+    return StepLosses((counted * weights).sum(), {"loss": loss, **values})
 
 
 def _top_k_losses(
@@ -105,6 +146,12 @@ def _top_k_losses(
     options: dict[str, Any],
 ) -> StepLosses:
     """Return the divergence from a teacher of whom only the likeliest tokens are known."""
+    if options["temperature"] != 1:
+        raise ValueError(
+            f"loss_temperature={options['temperature']} needs the teacher's whole law, and this "
+            "one gives its likeliest tokens only; leave it at 1, or keep hidden states "
+            '(write_teacher_cache with kind="hidden").'
+        )
     logits_NV = dense_logits(student)
     loss = topk_divergence(logits_NV, teacher.token_ids, teacher.log_probs, **options)
     with torch.no_grad():
@@ -114,7 +161,8 @@ def _top_k_losses(
             "top1_agreement": (log_q.argmax(-1) == best).float(),
             "student_entropy": _entropy(log_q.exp(), log_q),
         }
-    return StepLosses((loss * weights).sum(), {"loss": loss, **values})
+    counted = loss.masked_fill(weights == 0, 0.0)  # an infinite one, beyond the bound
+    return StepLosses((counted * weights).sum(), {"loss": loss, **values})
 
 
 @torch.no_grad()

@@ -25,31 +25,34 @@ class Pair:
 
 def check_pair(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: nn.Module | None,
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase | None,
 ) -> Pair:
     """Check that the teacher can teach the student, and return what they share.
 
+    Of a teacher that is no model in this process (None) only the tokenizer can be checked.
+
     Raises:
         ValueError: If they are one model or share parameters, are of different architectures
             (decoder-only and encoder-decoder), or differ in their tokens.
     """
-    shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.parameters()}
-    if teacher is student or shared:
+    models = [student] if teacher is None else [student, teacher]
+    shared = set.intersection(*({id(p) for p in model.parameters()} for model in models))
+    if len(models) > 1 and (teacher is student or shared):
         raise ValueError(
             "teacher and student are the same model or share parameters, so teaching would move "
             "the target. Pass a frozen copy: copy.deepcopy(student)."
         )
-    kinds = [_architecture(model) for model in (student, teacher)]
-    if kinds[0] != kinds[1]:
+    kinds = [_architecture(model) for model in models]
+    if kinds[0] != kinds[-1]:
         raise ValueError(
             f"the student is {kinds[0][0]} and the teacher {kinds[1][0]} (decoder_start_token_id "
             f"{kinds[0][1]} and {kinds[1][1]}); they must read a completion alike."
         )
-    _check_tokens(student, teacher, tokenizer, teacher_tokenizer)
-    contexts = [c for c in (_context(student), _context(teacher)) if c is not None]
-    sizes = [s for s in (_num_logits(student), _num_logits(teacher)) if s is not None]
+    _check_tokens(models, tokenizer, teacher_tokenizer)
+    contexts = [c for c in map(_context, models) if c is not None]
+    sizes = [s for s in map(_num_logits, models) if s is not None]
     return Pair(min(sizes, default=len(tokenizer)), min(contexts, default=None))
 
 
@@ -80,12 +83,11 @@ def _architecture(model: nn.Module) -> tuple[str, int | None]:
 
 
 def _check_tokens(
-    student: nn.Module,
-    teacher: nn.Module,
+    models: list[nn.Module],
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase | None,
 ) -> None:
-    for name, model in (("student", student), ("teacher", teacher)):
+    for name, model in zip(("student", "teacher"), models, strict=False):
         size = _num_logits(model)
         if size is not None and size < len(tokenizer):
             raise ValueError(

@@ -5,9 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from selftrain._core.checks import check_range
+from selftrain.distill.pair import end_tokens
+from selftrain.training.batch import TokenRow
+from selftrain.training.finetune import Rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +102,44 @@ class RowEncoder:
             if token_id in self.eos_token_ids:
                 return ids[: position + 1]
         return ids
+
+
+def encode_rows(
+    dataset: Rows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    student: nn.Module,
+    max_prompt_tokens: int | None = None,
+) -> list[TokenRow]:
+    """Return a data set's rows as the tokens that a Distiller trains on, for a teacher's cache.
+
+    Args:
+        dataset: Rows with prompts and completions, as for :meth:`selftrain.Distiller.fit`.
+        tokenizer: The Distiller's.
+        student: The student, whose generation config may name ends of completions.
+        max_prompt_tokens: As in its ``DistillConfig``.
+
+    Raises:
+        ValueError: If a row has no completion.
+    """
+    encode = RowEncoder(
+        tokenizer,
+        eos_token_ids=end_tokens(student, tokenizer),
+        max_prompt_tokens=max_prompt_tokens,
+    )
+    rows = []
+    for i in range(len(dataset)):
+        row = encode(dataset[i])
+        if not row.completion_ids:
+            raise ValueError(
+                f"row {i} has no completion, so there is nothing for a teacher to judge. Give it "
+                'one ("completion" or "completion_ids"), or leave it out.'
+            )
+        rows.append(
+            TokenRow(
+                prompt_ids=row.prompt_ids or (),
+                completion_ids=row.completion_ids,
+                weight=row.weight,
+            )
+        )
+    return rows

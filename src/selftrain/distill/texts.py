@@ -1,19 +1,9 @@
 """The text that a step learns from: sampled from the student or the teacher, or given."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import torch
-from torch import nn
-
 from selftrain._core.rng import derive
 from selftrain.distill.config import DistillConfig, Source
 from selftrain.distill.pair import Pair
 from selftrain.distill.rows import EncodedRow
-from selftrain.nn.modes import training_mode
-
-if TYPE_CHECKING:
-    from selftrain.decoding.sampler import Sampler
 
 
 def draw_sources(config: DistillConfig, step: int, num_rows: int) -> list[Source]:
@@ -24,49 +14,6 @@ def draw_sources(config: DistillConfig, step: int, num_rows: int) -> list[Source
     if config.mixing == "batch":
         return [_draw(config, derive(config.seed, "source", step))] * num_rows
     return [_draw(config, derive(config.seed, "source", step, i)) for i in range(num_rows)]
-
-
-def sample_ids(
-    model: nn.Module,
-    sampler: "Sampler",
-    rows: Sequence[EncodedRow],
-    *,
-    config: DistillConfig,
-    pair: Pair,
-    seeds: Sequence[int],
-) -> list[tuple[int, ...]]:
-    """Return one sampled completion per row, the model in evaluation mode and without gradients.
-
-    Args:
-        model: What the sampler samples from.
-        sampler: Draws the completions.
-        rows: Their prompts.
-        config: How to sample.
-        pair: What both models know.
-        seeds: One per row, so that a completion depends on nothing else.
-
-    Raises:
-        ValueError: If the sampler fails, gives no token ids, or ids that one model lacks.
-    """
-    prompts = [list(row.prompt_ids or ()) for row in rows]
-    with training_mode(False, model), torch.no_grad():
-        sampled = sampler.sample(
-            prompts, num_samples=1, params=config.sampling, seeds=[[seed] for seed in seeds]
-        )
-    texts = []
-    for (completion,) in sampled:
-        if completion.token_ids is None or completion.finish_reason == "error":
-            raise ValueError(
-                f"the sampler returned no token ids (finish reason {completion.finish_reason!r}); "
-                "distillation needs the ids that were sampled."
-            )
-        if max(completion.token_ids, default=0) >= pair.num_tokens:
-            raise ValueError(
-                f"token {max(completion.token_ids)} was sampled, but the models share only "
-                f"0..{pair.num_tokens - 1}. Remove the extra rows: model.resize_token_embeddings."
-            )
-        texts.append(completion.token_ids)
-    return texts
 
 
 def check_row(row: EncodedRow, name: str, config: DistillConfig, pair: Pair) -> None:
@@ -104,4 +51,8 @@ def check_row(row: EncodedRow, name: str, config: DistillConfig, pair: Pair) -> 
 
 def _draw(config: DistillConfig, seed: int) -> Source:
     # Strictly below: a fraction of 0 never fires.
-    return "student" if seed / 2**63 < config.on_policy_fraction else config.fixed_source
+    if seed / 2**63 < config.on_policy_fraction:
+        return "student"
+    if config.fixed_source != "both":
+        return config.fixed_source
+    return "dataset" if derive(seed, "fixed") % 2 else "teacher"

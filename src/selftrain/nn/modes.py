@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -25,3 +26,10 @@ def training_mode(training: bool, *models: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def recompute_activations(model: Any) -> None:
+    """Let a transformers model compute activations again in the backward pass, while it trains."""
+    # transformers renamed it during 5.x.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})

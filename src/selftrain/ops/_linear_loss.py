@@ -19,10 +19,10 @@ from torch import Tensor
 from selftrain.ops._row_divergence import VALUES, row_divergence
 from selftrain.ops._row_nll import NLL_VALUES, row_nll
 
-# Without a stated budget: this much memory, and on a CPU at most this many tokens, where more do
-# not make the matrix products faster but push the logits out of the caches.
+# Without a stated budget: this much memory, and on a CPU at most this many tokens. With fewer, the
+# products spend their time on packing the heads anew; with more, on pages for the logits.
 _DEFAULT_BUDGET, _CPU_TOKENS = 2**30, 512
-# A head of another type than the products' is converted this many elements at a time.
+# On a CPU a head of another type than the products' is converted this many elements at a time.
 _PIECE = 2**22
 # Float16 has nothing below 6e-8: there the gradients of logits (mostly below 1, and rarely above
 # 100) are kept this many times larger than the largest weight makes them.
@@ -60,23 +60,23 @@ class LinearLoss(torch.autograd.Function):
             return (None, None, None, *rest)
         scale, *grads = ctx.saved_tensors
         scale = scale * grad_outputs[0]
-        scaled = []
-        for grad, dtype, need in zip(grads, ctx.dtypes, ctx.needs_input_grad[:3], strict=True):
-            if need:
-                grad = grad.mul_(scale) if _graph_is_freed() else grad * scale
-            scaled.append(grad.to(dtype) if need else None)
+        scaled = [
+            _scaled(grad, scale).to(dtype) if need else None
+            for grad, dtype, need in zip(grads, ctx.dtypes, ctx.needs_input_grad[:3], strict=True)
+        ]
         return (*scaled, *rest)
 
 
-def _graph_is_freed() -> bool:
-    """Say whether no later backward pass can read what was saved, so that it may be overwritten.
+def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
+    """Return ``grad * scale``, without a copy if no later backward pass can read ``grad``.
 
-    A copy of the gradient of a large head would be the peak of the memory of a training step.
+    The copy of a large head's gradient would be the peak of the memory of a training step.
     """
-    if torch.compiler.is_compiling():
-        return False
     keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return keeps_graph is not None and not keeps_graph()
+    if torch.compiler.is_compiling() or keeps_graph is None or keeps_graph():
+        return grad * scale
+    on_cpu = scale.device.type == "cpu"  # where looking costs less than a pass over the gradient
+    return grad if on_cpu and scale.item() == 1.0 else grad.mul_(scale)
 
 
 def linear_loss(
@@ -125,19 +125,20 @@ def linear_loss(
         elif teacher_hidden is not None and teacher_weight is not None:
             options |= {"teacher_scale": teacher_scale, "teacher_softcap": teacher_softcap}
             options |= {"kind": kind, "parameter": parameter, "factor": factor}
-            score = partial(_row_function(backend), **options)
+            score = partial(_row_function(backend, dtype), **options)
             hidden_T = rows.take(teacher_hidden)
             others = _Linear.of(hidden_T, teacher_weight, teacher_bias, vocab, dtype)
         else:
             raise ValueError("linear_loss needs a teacher or labels.")
-        weights = rows.take(weights).to(dtype)
-        gain = _gain(student.hidden.dtype, weights)
+        kept = rows.take(weights).to(dtype)
+        gain = _gain(student.hidden.dtype, kept)
         totals = _Totals(student, len(weight), needs)
-        size = chunk_size(len(weights), vocab, budget, student.hidden)
-        values = _run(student, others, weights * gain, score, totals, size)
+        row_bytes, on_cpu = _row_bytes(student, dtype), hidden.device.type == "cpu"
+        size = chunk_size(len(kept), row_bytes, budget, on_cpu=on_cpu)
+        values = rows.spread(_run(student, others, kept * gain, score, totals, size), 1)
+        loss = values[0] @ weights.to(dtype)
         dh = rows.spread(totals.hidden) if needs[0] else totals.hidden
-        loss = values[0] @ weights
-    return loss, rows.spread(values, 1), 1.0 / gain, dh, totals.weight, totals.bias
+    return loss, values, 1.0 / gain, dh, totals.weight, totals.bias
 
 
 def value_names(kind: str, measure: bool) -> tuple[str, ...]:
@@ -166,23 +167,26 @@ def _fake(
     return scalars[0], values, scalars[1], *grads
 
 
-def chunk_size(num_rows: int, vocab: int, budget: int | None, hidden: Tensor) -> int:
+def chunk_size(num_rows: int, row_bytes: int, budget: int | None, *, on_cpu: bool) -> int:
     """Return how many tokens have their logits in memory at once, within ``budget`` bytes.
 
-    A token needs two rows of logits, and one of their gradient if that has the type of ``hidden``
-    because the products have. At least one token is taken, whatever the budget. The chunks are of
-    about equal size, a multiple of 64 where that is possible.
+    At least one token is taken, whatever the budget. The chunks are of about equal size, a multiple
+    of 64 where that is possible.
     """
-    logit = 8 if hidden.dtype == torch.float64 else 4
-    grad = 2 if hidden.dtype.itemsize == 2 else 0
-    limit = max(1, (_DEFAULT_BUDGET if budget is None else budget) // ((2 * logit + grad) * vocab))
-    if budget is None and hidden.device.type == "cpu":
+    limit = max(1, (_DEFAULT_BUDGET if budget is None else budget) // row_bytes)
+    if budget is None and on_cpu:
         limit = min(limit, _CPU_TOKENS)
     if num_rows <= limit:
         return max(num_rows, 1)
     step = 64 if limit >= 64 else 1
     num_chunks = -(-num_rows // (limit // step * step))
     return -(-num_rows // (num_chunks * step)) * step
+
+
+def _row_bytes(student: "_Linear", dtype: torch.dtype) -> int:
+    """Return what a token's logits take: both models', and beside them the gradient of a kernel."""
+    grad = student.hidden.dtype.itemsize if student.hidden.is_cuda else 0
+    return max(1, len(student.weight) * (2 * dtype.itemsize + grad))
 
 
 def _run(
@@ -223,9 +227,13 @@ class _Linear:
         cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, vocab: int, dtype: torch.dtype
     ) -> "_Linear":
         """Choose the type: tensor cores read halves and store float32; others get float32."""
-        if not (hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16)):
-            hidden = hidden.to(dtype)
-        return cls(hidden, weight[:vocab], None if bias is None else bias[:vocab])
+        weight, bias = weight[:vocab], None if bias is None else bias[:vocab]
+        if not hidden.is_cuda:
+            return cls(hidden.to(dtype), weight, bias)
+        hidden = hidden if hidden.dtype in (torch.bfloat16, torch.float16) else hidden.to(dtype)
+        return cls(
+            hidden, weight.to(hidden.dtype), bias
+        )  # a copy under autocast, which has one too
 
     def chunk(self, rows: slice, buffer_CV: Tensor) -> Tensor:
         """Return ``h W^T + b`` of some rows, in the buffer."""
@@ -354,8 +362,8 @@ def _wide(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if double else torch.float32
 
 
-def _row_function(backend: str) -> Score:
-    if backend == "eager":
+def _row_function(backend: str, dtype: torch.dtype) -> Score:
+    if backend == "eager" or dtype == torch.float64:  # the kernels are of float32
         return row_divergence
     from selftrain.kernels import divergence  # Triton is imported when it runs
 

@@ -128,7 +128,8 @@ def linear_divergence(
     formula, parameter, factor = resolve(kind, beta, alpha, scale)
     _check_side("student", student_hidden, student_head, weights)
     _check_side("teacher", teacher_hidden, teacher_head, weights)
-    chosen = choose(backend, student_hidden)
+    doubled = teacher_hidden.dtype == torch.float64
+    chosen = choose(backend, teacher_hidden if doubled else student_hidden)
     return _apply(
         student_hidden,
         student_head,

@@ -55,7 +55,7 @@ def kl_estimate(
         return -log_ratio
     if estimator == "k2":
         return 0.5 * log_ratio.square()
-    # Rounding alone can leave -1e-9 where the ratio is close to 1.
+    # Where a device's expm1 errs by a unit in the last place it can fall below its argument.
     return (torch.expm1(log_ratio) - log_ratio).clamp_(min=0.0)
 
 

@@ -26,6 +26,8 @@ class TokenRow:
     """Which completion tokens are scored; None: all."""
     weight: float = 1.0
     """How much the row counts beside the others; 0 is like leaving it out."""
+    advantage: float = 0.0
+    """What a policy gradient multiplies the row's log-likelihood by."""
 
     def __post_init__(self) -> None:
         check_range("weight", self.weight, low=0.0, high=float("inf"), high_open=True)
@@ -123,7 +125,8 @@ def scored_logits(model: nn.Module, batch: MicroBatch, *, slices_logits: bool) -
     keep = {"logits_to_keep": time - batch.first} if slices_logits else {}
     logits_BTV = model(**batch.inputs, use_cache=False, **keep).logits
     if not slices_logits:
-        logits_BTV = logits_BTV[:, batch.first :]
+        # Counted from the end: the virtual tokens of prompt tuning stand in front.
+        logits_BTV = logits_BTV[:, batch.first - time :]
     return logits_BTV.flatten(0, 1).index_select(0, batch.positions)
 
 

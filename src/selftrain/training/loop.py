@@ -105,6 +105,10 @@ class TrainingRun:
         """Return whether to evaluate after this step: every ``eval_every``, and after the last."""
         return self._due(step, self._learner.config.eval_every)
 
+    def save_due(self, step: int) -> bool:
+        """Return whether a checkpoint is saved after this step."""
+        return self._folder is not None and self._due(step, self._learner.config.save_every)
+
     def finish_step(
         self, step: int, metrics: dict[str, float], extra: dict[str, Any] | None = None
     ) -> None:
@@ -122,7 +126,7 @@ class TrainingRun:
             self._history.append({"step": step, **metrics})
             if self._log is not None:
                 self._log.log(step, metrics)
-        if self._folder is not None and self._main and self._due(step, config.save_every):
+        if self._folder is not None and self._main and self.save_due(step):
             module, optimizer = self._learner.module, self._learner.optimizer
             save_checkpoint(self._folder, step + 1, module, optimizer, extra)
         self._bar.update(step + 1, f"loss {metrics['loss']:.4f}")

@@ -1,24 +1,6 @@
-import importlib.util
-import sys
-import types
-from dataclasses import dataclass
-
 import pytest
 
 from selftrain.training.batch import TokenRow, collate
-
-if importlib.util.find_spec("selftrain.ops.linear_divergence") is None:
-    # Stands in for the head of the fused loss where that is not there.
-    @dataclass(frozen=True)
-    class _Head:
-        weight: object
-        bias: object = None
-        scale: float = 1.0
-        softcap: float | None = None
-
-    stub = types.ModuleType("selftrain.ops.linear_divergence")
-    stub.Head = _Head
-    sys.modules[stub.__name__] = stub
 
 ROWS = (
     TokenRow(prompt_ids=(3, 4, 5), completion_ids=(6, 7, 1)),

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,12 @@ import torch
 from local_teachers import HiddenTeacher
 
 from selftrain.distill.targets import TopKTargets
-from selftrain.distill.teachers import CachedTeacher, CallableTeacher, write_teacher_cache
+from selftrain.distill.teachers import (
+    CachedTeacher,
+    CallableTeacher,
+    encode_rows,
+    write_teacher_cache,
+)
 from selftrain.errors import RunConflictError
 from selftrain.training.batch import TokenRow, collate, scored_logits
 
@@ -66,6 +72,28 @@ def test_top_tokens_of_hidden_states_go_through_scale_and_softcap(
     cached = write(HiddenTeacher(teacher, **factor), rows, tmp_path, kind="top_k", top_k=7)
     best = logits.log_softmax(-1).topk(7)
     torch.testing.assert_close(cached.targets(batch).log_probs, best.values)
+
+
+def test_log_probabilities_of_half_precision_teachers_are_not_rounded(make_llama, rows, tmp_path):
+    source = HiddenTeacher(make_llama(seed=2, sharpness=6.0).bfloat16())
+    batch = collate(rows)
+    hidden, weight = source.targets(batch).hidden.double(), source.head.weight.double()
+    exact = (hidden @ weight.T).log_softmax(-1)
+    found = write(source, rows, tmp_path, kind="top_k", top_k=5).targets(batch)
+    exact = exact.gather(-1, found.token_ids)
+    torch.testing.assert_close(found.log_probs.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_vocabulary_in_pieces_is_a_whole_one(make_model, rows, tmp_path, monkeypatch):
+    source = HiddenTeacher(make_model("gpt2"), softcap=3.0)
+    source.head = replace(
+        source.head, bias=torch.randn(64, generator=torch.Generator().manual_seed(0))
+    )
+    whole = write(source, rows, tmp_path / "whole", kind="top_k", top_k=9).targets(collate(rows))
+    monkeypatch.setattr("selftrain.distill.teachers._answers._PIECE", 10)
+    pieces = write(source, rows, tmp_path / "pieces", kind="top_k", top_k=9).targets(collate(rows))
+    torch.testing.assert_close(pieces.log_probs, whole.log_probs)
+    assert torch.equal(pieces.token_ids, whole.token_ids)
 
 
 def test_the_best_of_a_top_k_teachers_tokens_are_kept(rows, batch, tmp_path):
@@ -146,6 +174,21 @@ def test_rows_may_be_mappings(teacher, tmp_path):
     rows = [{"prompt_ids": [3, 4], "completion_ids": [5, 6]}]
     cached = write(HiddenTeacher(teacher), rows, tmp_path)
     assert len(cached.targets(collate([TokenRow(prompt_ids=(3, 4), completion_ids=(5, 6))])).hidden)
+
+
+def test_a_data_sets_rows_become_the_tokens_of_training(char_tokenizer, student):
+    dataset = [
+        {"prompt": "2+2=", "completion": "4", "weight": 2.0},
+        {"prompt_ids": [3, 4, 5, 6, 7], "completion_ids": [8, 1, 9]},
+    ]
+    rows = encode_rows(dataset, char_tokenizer, student=student, max_prompt_tokens=4)
+    prompt = tuple(char_tokenizer("2+2=").input_ids)
+    assert rows[0] == TokenRow(
+        prompt_ids=prompt, completion_ids=(*char_tokenizer("4").input_ids, 1), weight=2.0
+    )
+    assert rows[1] == TokenRow(prompt_ids=(4, 5, 6, 7), completion_ids=(8, 1))
+    with pytest.raises(ValueError, match="row 1 has no completion"):
+        encode_rows([dataset[0], {"prompt": "a"}], char_tokenizer, student=student)
 
 
 def test_an_interrupted_cache_is_finished_with_the_same_files(teacher, tmp_path):
@@ -244,8 +287,8 @@ def test_another_teacher_kind_or_type_is_refused_with_the_difference(
         write(teacher, rows, tmp_path, kind="top_k", top_k=5)
     with pytest.raises(RunConflictError, match=r"teacher\.fingerprint"):
         write(make_llama(seed=7), rows, tmp_path, kind="top_k", top_k=4)
-    with pytest.raises(RunConflictError, match="dtype: None -> 'bfloat16'"):
-        write(teacher, rows, tmp_path, kind="top_k", top_k=4, dtype=torch.bfloat16)
+    with pytest.raises(RunConflictError, match="dtype: None -> 'float64'"):
+        write(teacher, rows, tmp_path, kind="top_k", top_k=4, dtype=torch.float64)
 
 
 def test_another_head_is_refused(teacher, tmp_path):
@@ -259,6 +302,22 @@ def test_a_damaged_shard_is_named_with_the_way_out(teacher, tmp_path):
     (path,) = tmp_path.glob("shard-*")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=rf"{path.name} is damaged.*Delete it"):
+        CachedTeacher(tmp_path)
+
+
+def test_an_attempt_that_came_to_nothing_does_not_bind(teacher, rows, tmp_path):
+    with pytest.raises(ValueError, match="top_k=48 is more"):
+        write(teacher, rows, tmp_path, kind="top_k", top_k=48)
+    with pytest.raises(RuntimeError, match="killed"):
+        write(HiddenTeacher(teacher, softcap=9.0, fail_after=1), MANY, tmp_path, batch_size=1)
+    assert len(write(HiddenTeacher(teacher), MANY, tmp_path)) == len(MANY)
+
+
+def test_a_cache_of_another_version_is_refused(teacher, rows, tmp_path):
+    write(teacher, rows, tmp_path, kind="top_k", top_k=4)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
+    with pytest.raises(ValueError, match="of version 2; version 1 is read here"):
         CachedTeacher(tmp_path)
 
 
@@ -298,6 +357,7 @@ def test_the_manifest_says_what_is_there(teacher, rows, tmp_path):
         ({"top_k": 4}, 'no effect with kind="hidden"'),
         ({"kind": "top_k"}, "needs top_k"),
         ({"kind": "top_k", "top_k": 0}, "top_k must satisfy"),
+        ({"kind": "top_k", "top_k": 4, "dtype": torch.bfloat16}, "dtype must be one of None, "),
         ({"kind": "top_k", "top_k": 48}, "top_k=48 is more than the 47 tokens"),
         ({"batch_size": 0}, "batch_size must satisfy"),
         ({"shard_tokens": 0}, "shard_tokens must satisfy"),

@@ -1,11 +1,12 @@
 import time
+from itertools import pairwise
 
 import pytest
 import torch
 from model_server import ModelServer
 
 from selftrain.distill.teachers import EndpointTeacher
-from selftrain.ops import divergence
+from selftrain.ops import divergence, topk_divergence
 from selftrain.training.batch import TokenRow, collate, scored_logits
 
 VOCABULARY = 47
@@ -54,15 +55,20 @@ def test_the_k_best_tokens_come_whether_the_texts_own_is_among_them_or_not(
     assert own_is_out.any()
 
 
-def test_the_forward_kl_over_all_the_servers_tokens_is_the_dense_one(
-    serve, teacher, student, batch
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "total_variation"])
+def test_the_loss_from_a_server_is_the_local_one_over_all_tokens_and_never_more_over_few(
+    serve, teacher, student, batch, kind
 ):
-    found = serve(top_k=VOCABULARY)[1].targets(batch)
-    logits = scored_logits(student, batch, slices_logits=False)
-    log_q = logits.log_softmax(-1).gather(-1, found.token_ids)
-    sparse = (found.log_probs.exp() * (found.log_probs - log_q)).sum(-1)
-    dense = divergence(logits, local(teacher, batch), kind="forward_kl")
-    torch.testing.assert_close(sparse, dense, rtol=1e-4, atol=1e-6)
+    logits = scored_logits(student, batch, slices_logits=False).detach()
+    dense = divergence(logits, local(teacher, batch), kind=kind)
+    values = []
+    for top_k in (VOCABULARY, 12, 2):
+        found = serve(top_k=top_k)[1].targets(batch)
+        values.append(topk_divergence(logits, found.token_ids, found.log_probs, kind=kind))
+    torch.testing.assert_close(values[0], dense, rtol=1e-4, atol=1e-6)
+    for more, fewer in pairwise(values):
+        assert (fewer <= more + 1e-6).all()
+    assert (values[2] < 0.99 * values[0]).all()
 
 
 def test_a_row_is_asked_for_once_as_token_ids_and_only_if_it_is_scored(serve, batch, rows):
@@ -154,6 +160,13 @@ def test_a_server_that_reads_other_tokens_is_noticed(serve, batch):
         answer["choices"][0]["prompt_logprobs"] = [None, *({"46": e["46"]} for e in entries[1:])]
         return answer
 
+    def cut(answer):
+        entries = answer["choices"][0]["prompt_logprobs"]
+        answer["choices"][0]["prompt_logprobs"] = [None] * len(entries)
+        return answer
+
+    with pytest.raises(ValueError, match=r"no log-probabilities for the beginning.*prefix-caching"):
+        serve(edit=cut)[1].targets(batch)
     with pytest.raises(ValueError, match=r"of \d tokens for a row of \d"):
         serve(edit=longer)[1].targets(batch)
     with pytest.raises(ValueError, match=r"says nothing of token \d+ at its place"):

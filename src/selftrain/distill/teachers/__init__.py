@@ -1,5 +1,6 @@
 """Teachers: what a student can learn from, besides a model in the same process."""
 
+from selftrain.distill.rows import encode_rows
 from selftrain.distill.targets import (
     HiddenTargets,
     LogitTargets,
@@ -27,5 +28,6 @@ __all__ = [
     "Targets",
     "Teacher",
     "TopKTargets",
+    "encode_rows",
     "write_teacher_cache",
 ]

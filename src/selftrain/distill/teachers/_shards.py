@@ -24,7 +24,8 @@ from selftrain.training.batch import TokenRow
 if TYPE_CHECKING:
     from selftrain.ops.linear_divergence import Head
 
-MANIFEST, HEAD = "manifest.json", "head.safetensors"
+MANIFEST, HEAD, SHARDS = "manifest.json", "head.safetensors", "shard-*.safetensors"
+VERSION = 1
 NAMES = {"hidden": ("hidden",), "top_k": ("token_ids", "log_probs")}
 """The tensors of a shard by the cache's kind: ``hidden`` is ``[M, H]``, the others ``[M, K]``."""
 _KEYS, _STARTS, _OFFSETS = "row_keys", "row_starts", "row_offsets"
@@ -92,7 +93,7 @@ def read_index(folder: Path) -> dict[bytes, Entry]:
         ValueError: If a shard is damaged.
     """
     entries: dict[bytes, Entry] = {}
-    for path in sorted(folder.glob("shard-*.safetensors")):
+    for path in sorted(folder.glob(SHARDS)):
         file = open_shard(path)
         keys = file.get_tensor(_KEYS).numpy()
         starts = file.get_tensor(_STARTS).tolist()

@@ -17,6 +17,7 @@ from selftrain.distill.teachers._shards import (
     HEAD,
     MANIFEST,
     NAMES,
+    VERSION,
     Entry,
     open_shard,
     read_head,
@@ -52,6 +53,11 @@ class CachedTeacher:
             )
         self.manifest: dict[str, Any] = read_json(self.folder / MANIFEST)
         """What it holds: its kind, number of tokens kept, type, and the teacher."""
+        if self.manifest.get("version") != VERSION:
+            raise ValueError(
+                f"{self.folder} holds a teacher cache of version {self.manifest.get('version')}; "
+                f"version {VERSION} is read here. Write it again."
+            )
         self._entries = read_index(self.folder)
         self._files: dict[Path, Any] = {}
         self._heads: dict[torch.device, Head] = {}

@@ -15,16 +15,13 @@ from selftrain._core.checks import check_choice, check_int, check_not_empty
 from selftrain._core.config import differences
 from selftrain._core.io import read_json, write_json
 from selftrain._core.logging import progress
-from selftrain.distill.targets import (
-    HiddenTargets,
-    Targets,
-    Teacher,
-    TopKTargets,
-    dense_logits,
-)
+from selftrain.distill.targets import HiddenTargets, Targets, Teacher
+from selftrain.distill.teachers._answers import kept_values
 from selftrain.distill.teachers._shards import (
     HEAD,
     MANIFEST,
+    SHARDS,
+    VERSION,
     Entry,
     read_head,
     read_index,
@@ -37,8 +34,6 @@ from selftrain.distill.teachers.model import ModelTeacher
 from selftrain.errors import RunConflictError
 from selftrain.training.batch import TokenRow, collate, predicting_steps
 from selftrain.training.finetune import token_row
-
-_VERSION = 1
 
 
 def write_teacher_cache(
@@ -72,7 +67,7 @@ def write_teacher_cache(
         kind: What to keep.
         top_k: Tokens kept at a position; only for ``kind="top_k"``.
         dtype: Of the numbers kept; None: the teacher's own for hidden states, float32 for
-            log-probabilities.
+            log-probabilities, which may be float64 but not less.
         batch_size: Rows asked about together.
         shard_tokens: Tokens a file, and the most work that an interruption can lose.
         decoder_start_id: Of an encoder-decoder that is not given as a model.
@@ -87,7 +82,7 @@ def write_teacher_cache(
             give what is to be kept.
         RunConflictError: If the folder holds a cache of another teacher or kind.
     """
-    _check(kind, top_k, batch_size, shard_tokens)
+    _check(kind, top_k, dtype, batch_size, shard_tokens)
     check_not_empty("rows", rows)
     folder = Path(folder)
     model = teacher if isinstance(teacher, nn.Module) else getattr(teacher, "model", None)
@@ -98,7 +93,7 @@ def write_teacher_cache(
             decoder_start_id = config.decoder_start_token_id
     source = ModelTeacher(teacher) if isinstance(teacher, nn.Module) else teacher
     manifest = {
-        "version": _VERSION,
+        "version": VERSION,
         "kind": kind,
         "top_k": top_k,
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
@@ -164,63 +159,45 @@ class _Writer:
         for start in range(0, len(order), batch_size):
             keys = order[start : start + batch_size]
             batch = collate([rows[key] for key in keys], decoder_start_id=self._decoder_start_id)
-            values = self._values(self._source.targets(batch.to(self._device)))
+            targets = self._source.targets(batch.to(self._device))
+            if self._kind == "hidden" and not self._head_is_written:
+                self._keep_head(targets)
+            values = kept_values(targets, self._kind, top_k=self._top_k, dtype=self._dtype)
             split = {name: tensor.cpu().split(batch.counts) for name, tensor in values.items()}
             for i, key in enumerate(keys):
                 found[key] = {name: tensors[i] for name, tensors in split.items()}
         starts = [self.steps_of(row)[0] for row in rows.values()]
         write_shard(self._folder, list(rows), starts, [found[key] for key in rows])
 
-    @torch.no_grad()
-    def _values(self, targets: Targets) -> dict[str, Tensor]:
-        if self._kind == "top_k":
-            return self._top_tokens(targets)
+    def _keep_head(self, targets: Targets) -> None:
         if not isinstance(targets, HiddenTargets):
             raise ValueError(
-                f'kind="hidden" needs a teacher that gives hidden states and its head; this one '
+                'kind="hidden" needs a teacher that gives hidden states and its head; this one '
                 f'gives {type(targets).__name__}. Use kind="top_k".'
             )
-        if not self._head_is_written:
-            self._keep_head(targets)
-            self._head_is_written = True
-        return {"hidden": targets.hidden.to(self._dtype or targets.hidden.dtype)}
-
-    def _top_tokens(self, targets: Targets) -> dict[str, Tensor]:
-        if isinstance(targets, TopKTargets):
-            width, log_probs = targets.log_probs.shape[-1], targets.log_probs
-        else:
-            log_probs = dense_logits(targets).float().log_softmax(-1)
-            width = log_probs.shape[-1]
-        assert self._top_k is not None  # noqa: S101
-        if self._top_k > width:
-            raise ValueError(
-                f"top_k={self._top_k} is more than the {width} tokens that the teacher gives at a "
-                "position. Lower it."
-            )
-        best = log_probs.topk(self._top_k, dim=-1)
-        ids = best.indices
-        if isinstance(targets, TopKTargets):
-            ids = targets.token_ids.gather(-1, ids)
-        return {"token_ids": ids.int(), "log_probs": best.values.to(self._dtype or torch.float32)}
-
-    def _keep_head(self, targets: HiddenTargets) -> None:
+        self._head_is_written = True
         head = targets.head
         if not (self._folder / HEAD).exists():
             write_head(self._folder, head)
             return
         kept = read_head(self._folder)
-        same = (kept.scale, kept.softcap) == (head.scale, head.softcap)
-        for old, new in ((kept.weight, head.weight), (kept.bias, head.bias)):
-            same &= (old is None) == (new is None)
-            same = same and (old is None or torch.equal(old, new.detach().cpu()))
-        if not same:
+        numbers = (kept.scale, kept.softcap) == (head.scale, head.softcap)
+        if not (numbers and _same(kept.weight, head.weight) and _same(kept.bias, head.bias)):
             raise RunConflictError(
                 f"{self._folder} holds a cache of a teacher with another head. Choose another "
                 "folder."
             )
 
 
-def _check(kind: str, top_k: int | None, batch_size: int, shard_tokens: int) -> None:
+def _same(kept: Tensor | None, new: Tensor | None) -> bool:
+    if kept is None or new is None:
+        return kept is new
+    return torch.equal(kept, new.detach().cpu())
+
+
+def _check(
+    kind: str, top_k: int | None, dtype: torch.dtype | None, batch_size: int, shard_tokens: int
+) -> None:
     check_choice("kind", kind, ("hidden", "top_k"))
     check_int("batch_size", batch_size, low=1)
     check_int("shard_tokens", shard_tokens, low=1)
@@ -233,6 +210,8 @@ def _check(kind: str, top_k: int | None, batch_size: int, shard_tokens: int) -> 
         if top_k is None:
             raise ValueError('kind="top_k" needs top_k, the number of tokens to keep; 64 is usual.')
         check_int("top_k", top_k, low=1)
+        # Rounded log-probabilities can add up to more than 1, which no tail makes good.
+        check_choice("dtype", dtype, (None, torch.float32, torch.float64))
 
 
 def _identity(teacher: object, model: object) -> dict[str, Any]:
@@ -256,13 +235,16 @@ def _fingerprint(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, Tensor):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            digest.update(plain.data)
     return digest.hexdigest()
 
 
 def _open_cache(folder: Path, manifest: dict[str, Any]) -> None:
+    """Begin a cache, or check that the one that is there was begun likewise."""
     path = folder / MANIFEST
-    if not path.exists():
+    if not path.exists() or not any(folder.glob(SHARDS)):
+        (folder / HEAD).unlink(missing_ok=True)  # of an attempt that came to nothing
         write_json(path, manifest)
         return
     changed = differences(read_json(path), manifest)

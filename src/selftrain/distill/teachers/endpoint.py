@@ -127,7 +127,7 @@ class EndpointTeacher:
             "prompt": ids,
             "prompt_logprobs": self.top_k,
             "max_tokens": 1,
-            # Should be without effect on what was asked for, but older servers applied it.
+            # Else servers take the model's default, and some apply it to log-probabilities.
             "temperature": 1.0,
         }
         try:
@@ -157,6 +157,12 @@ class EndpointTeacher:
 
     def _best(self, entry: Any, token_id: int) -> _Pairs:
         """Return the ``top_k`` best of one position's tokens, of which there may be one more."""
+        if entry is None:
+            raise ValueError(
+                f"the server at {self.base_url} has no log-probabilities for the beginning of a "
+                "row: it keeps none with cached prefixes. Start it without prefix caching "
+                "(vLLM: --no-enable-prefix-caching)."
+            )
         # The text's own token is always among them: if not, these are another text's.
         if not isinstance(entry, dict) or str(token_id) not in entry:
             raise ValueError(
