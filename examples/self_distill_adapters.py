@@ -1,115 +1,102 @@
-"""Teach a model with adapters to behave as if it had been given a prompt, from its own base.
+"""Teach a model, through adapters, to do without its prompt what it does with it.
 
-Shows `CallableTeacher`: the teacher is the student's own base (its adapters are off while it
-teaches), which sees an instruction in front of every prompt; the student does not. A tiny model is
-trained first on counting: "up 3 :" is continued upwards, "down 3 :" downwards, and "3 :" either
-way. Then adapters learn the instruction "up" from the student's own continuations of "3 :". Expect
-the share of continuations that count upwards without an instruction to rise from less than a half
-to nearly all, while the base stays as it is.
+Shows `CallableTeacher` and a student with LoRA adapters (peft): context distillation. The teacher
+is the student's own base, its adapters off, that reads a hint before every prompt; the student does
+not read it. A tiny model is first trained to count up or down by the hint, and without one to do
+either. Expect its share of answers that count down to go from about a half to nearly all.
 
-On a GPU take any causal model with `peft.get_peft_model`, an instruction and prompts of your own.
+    python examples/self_distill_adapters.py --num-steps 100
 """
 
+import random
 from dataclasses import dataclass
 
+import peft
 import torch
 import tyro
-from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from selftrain import DistillConfig, Distiller, HFSampler, SamplingParams
+from selftrain.distill.models import ModelShape, new_llama
 from selftrain.distill.teachers import CallableTeacher
 from selftrain.training import FinetuneConfig, OptimConfig, finetune
 
-WORDS = ["<pad>", "<eos>", "up", "down", ":", *(str(i) for i in range(10))]
-LENGTH = 5  # numbers to continue with
+END, UP, DOWN, START = 1, 2, 3, 4  # then the numbers 0 to 39
+LENGTH = 6
 
 
 @dataclass(frozen=True)
 class Args:
     """Command line."""
 
-    num_steps: int = 40
+    num_steps: int = 60
     """Steps of distillation."""
-    num_samples: int = 20
-    """Continuations of each of ten prompts to measure with."""
     quick: bool = False
     """A few steps of everything."""
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+def counting(rng: random.Random, hint: int | None) -> dict[str, list[int]]:
+    """Return a row that counts from a number; without a hint in a direction drawn by lot."""
+    first, way = rng.randrange(10, 30), hint or rng.choice([UP, DOWN])
+    numbers = [first + (i if way == UP else -i) for i in range(1, LENGTH)]
+    prompt = [hint] * (hint is not None) + [START, 5 + first]
+    return {"prompt_ids": prompt, "completion_ids": [5 + n for n in numbers] + [END]}
 
 
-def counting(start: int, step: int) -> str:
-    return " ".join(str((start + step * i) % 10) for i in range(1, LENGTH + 1))
-
-
-def train_base(tokenizer: PreTrainedTokenizerFast, num_steps: int) -> LlamaForCausalLM:
-    rows = []
-    for start in range(10):
-        for instruction, step in (("up ", 1), ("down ", -1), ("", 1), ("", -1)):
-            text = f"{instruction}{start} : {counting(start, step)} <eos>"
-            rows.append({"input_ids": tokenizer(text).input_ids})
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
-    base = LlamaForCausalLM(config)
-    optim = OptimConfig(learning_rate=3e-3, warmup_steps=10, schedule="cosine")
-    finetune(base, rows, FinetuneConfig(num_steps=num_steps, optim=optim), title="base")
-    return base
-
-
-def share_upwards(model, tokenizer, num_samples: int, instruction: str = "") -> float:
-    prompts = [f"{instruction}{start} :" for start in range(10)]
-    params = SamplingParams(max_new_tokens=LENGTH + 1, seed=0)
-    sampler = HFSampler(model, tokenizer, batch_size=64)
-    found = sampler.sample(prompts, num_samples=num_samples, params=params)
-    right = [c.text.strip() == counting(i, 1) for i, row in enumerate(found) for c in row]
-    return sum(right) / len(right)
+def share_down(model, tokenizer, prompts: list[list[int]]) -> float:
+    params = SamplingParams(max_new_tokens=LENGTH, seed=0)
+    texts = HFSampler(model, tokenizer, batch_size=64).sample(prompts, num_samples=1, params=params)
+    right = [[p[-1] - i for i in range(1, LENGTH)] + [END] for p in prompts]
+    pairs = zip(texts, right, strict=True)
+    return sum(list(t.token_ids) == r for (t,), r in pairs) / len(prompts)
 
 
 def main(args: Args) -> None:
-    tokenizer = make_tokenizer()
-    base = train_base(tokenizer, 100 if args.quick else 200)
-    instructed = share_upwards(base, tokenizer, args.num_samples, "up ")
-    student = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear"))
-    before = share_upwards(student, tokenizer, args.num_samples)
-    instruction = torch.tensor(tokenizer("up").input_ids)
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    words = ["<pad>", "<end>", "<up>", "<down>", "<start>", *map(str, range(40))]
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<pad>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<end>", pad_token="<pad>"
+    )
+    base = new_llama(ModelShape(num_layers=2, width=64), tokenizer)
+    rows = [counting(rng, rng.choice([UP, DOWN, None])) for _ in range(2000)]
+    rows = [{"input_ids": row["prompt_ids"] + row["completion_ids"]} for row in rows]
+    optim = OptimConfig(learning_rate=5e-3, warmup_steps=10, schedule="cosine")
+    num_steps = 10 if args.quick else 300
+    finetune(base, rows, FinetuneConfig(num_steps=num_steps, optim=optim), title="base")
 
-    def with_instruction(input_ids, attention_mask, positions):
-        front = instruction.to(input_ids.device).expand(len(input_ids), -1)
-        ids = torch.cat([front, input_ids], 1)
-        mask = torch.cat([torch.ones_like(front), attention_mask], 1)
+    lora = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    student = peft.get_peft_model(base, lora)
+
+    def hinted(input_ids, attention_mask, positions):
+        """Return the base's logits for the same text behind the hint."""
+        ids = torch.nn.functional.pad(input_ids, (1, 0), value=DOWN)
+        mask = torch.nn.functional.pad(attention_mask, (1, 0), value=1)
+        was_training = student.training
+        student.eval()
         with student.disable_adapter():
-            logits = student(input_ids=ids, attention_mask=mask).logits
-        return logits[:, front.shape[1] :].flatten(0, 1)[positions]
+            logits = student(input_ids=ids, attention_mask=mask).logits[:, 1:]
+        student.train(was_training)
+        return logits.flatten(0, 1)[positions]
 
+    prompts = [[START, 5 + first] for first in range(10, 30) for _ in range(10)]
+    hinted_prompts = [[DOWN, *prompt] for prompt in prompts]
+    with student.disable_adapter():
+        share = share_down(student, tokenizer, hinted_prompts)
+    print(f"counts down, base with the hint:  {share:.0%}")
+    print(f"counts down, base without it:     {share_down(student, tokenizer, prompts):.0%}")
     config = DistillConfig(
-        divergence="forward_kl",
-        on_policy_fraction=1.0,
-        sampling=SamplingParams(max_new_tokens=LENGTH + 1),
+        divergence="reverse_kl",
+        sampling=SamplingParams(max_new_tokens=LENGTH),
         num_steps=5 if args.quick else args.num_steps,
-        batch_size=32,
         optim=OptimConfig(learning_rate=5e-3, warmup_steps=5, schedule="cosine"),
     )
-    rows = [{"prompt": f"{start} :"} for start in range(10)]
-    Distiller(student, CallableTeacher(with_instruction), tokenizer, config).fit(rows)
-    print(f"upwards, base with the instruction:       {instructed:.2f}")
-    print(f"upwards, student without it, before:      {before:.2f}")
-    after = share_upwards(student, tokenizer, args.num_samples)
-    print(f"upwards, student without it, afterwards:  {after:.2f}")
+    distiller = Distiller(student, CallableTeacher(hinted), tokenizer, config)
+    distiller.fit([{"prompt_ids": prompt} for prompt in prompts])
+    print(f"counts down, adapted, without it: {share_down(student, tokenizer, prompts):.0%}")
 
 
 if __name__ == "__main__":

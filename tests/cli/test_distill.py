@@ -79,12 +79,23 @@ def test_every_preset_makes_a_configuration():
     assert all(isinstance(getattr(DistillConfig, name)(), DistillConfig) for name in PRESETS)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 def test_adapters_are_saved_alone(run, tmp_path):
     assert run("--lora-rank", 2) == 0
     student = tmp_path / "run" / "student"
     assert (student / "adapter_config.json").exists()
     assert not (student / "model.safetensors").exists()
     assert "PeftModel.from_pretrained" in (student / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+def test_without_a_teacher_the_base_of_the_adapters_teaches(folder, tmp_path):
+    args = ["--student", str(folder / "student"), "--dataset", str(folder / "rows.jsonl")]
+    args += ["--lora-rank", "2", "--output-dir", str(tmp_path)]
+    assert cli.main(["distill", *args, *QUICK]) == 0
+    first = json.loads((tmp_path / "metrics.jsonl").read_text().split("\n")[0])
+    assert abs(first["loss"]) < 1e-6  # new adapters change nothing
+    assert "its own base" in (tmp_path / "student" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

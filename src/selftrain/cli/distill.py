@@ -14,7 +14,7 @@ from rich.table import Table
 
 from selftrain._core.checks import check_int
 from selftrain._core.io import atomic_folder, read_jsonl, write_text
-from selftrain._core.rng import derive
+from selftrain._core.rng import derive, seeded_torch
 from selftrain._core.run import check_run, open_run
 from selftrain.distill.config import DistillConfig
 from selftrain.distill.distiller import Distiller
@@ -31,8 +31,9 @@ PRESETS = tuple(
         p.default is not p.empty
         for p in inspect.signature(getattr(DistillConfig, name)).parameters.values()
     )
+    and not getattr(DistillConfig, name)().reward_weight  # a reward is a function
 )
-"""The class methods of the configuration that need no argument."""
+"""The class methods of the configuration that need no argument, and no reward."""
 
 if TYPE_CHECKING:
     Preset = str
@@ -152,13 +153,16 @@ def _distiller(command: _Command) -> Distiller:
     if parts.lora_rank is not None:
         student = _with_adapters(student, parts.lora_rank, command.config.seed)
     teacher: Any = None
+    teacher_sampler: Any = None
     if parts.teacher is not None:
         teacher = _load(parts.teacher, command, trained=False).requires_grad_(False)
     elif parts.teacher_url is not None and parts.teacher_model is not None:
+        from selftrain.decoding.endpoint import EndpointSampler
         from selftrain.distill.teachers.endpoint import EndpointTeacher
 
         teacher = EndpointTeacher(parts.teacher_url, parts.teacher_model)
-    return Distiller(student, teacher, tokenizer, command.config)
+        teacher_sampler = EndpointSampler(parts.teacher_url, parts.teacher_model)
+    return Distiller(student, teacher, tokenizer, command.config, teacher_sampler=teacher_sampler)
 
 
 def _load(name: str, command: _Command, *, trained: bool) -> Any:
@@ -190,8 +194,7 @@ def _with_adapters(student: Any, rank: int, seed: int) -> Any:
     config = peft.LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type=kind
     )
-    with torch.random.fork_rng():  # the same adapters on every process
-        torch.manual_seed(derive(seed, "adapters"))
+    with seeded_torch(derive(seed, "adapters")):  # the same on every process
         return peft.get_peft_model(student, config)
 
 
