@@ -98,6 +98,19 @@ def test_without_a_teacher_the_base_of_the_adapters_teaches(folder, tmp_path):
     assert "its own base" in (tmp_path / "student" / "README.md").read_text()
 
 
+def test_a_teacher_of_another_tokenizer_is_refused(run, folder, tmp_path, capsys):
+    other = tmp_path / "other"
+    AutoModelForCausalLM.from_pretrained(folder / "teacher").save_pretrained(other)
+    AutoTokenizer.from_pretrained(folder / "teacher").save_pretrained(other)
+    data = json.loads((other / "tokenizer.json").read_text())
+    vocab = data["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (other / "tokenizer.json").write_text(json.dumps(data))
+    assert run("--teacher", other) == 2
+    assert "tokenizers differ in 2 tokens" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -16,6 +16,7 @@ PRESETS = {
     "rl_gkd": ("reverse_kl", ("student",)),
     "gkd_xsum": ("jsd", ("student",)),
     "gkd_wmt": ("jsd", ("student",)),
+    "gkd_gsm8k": ("forward_kl", ("student",)),
     "draft": ("forward_kl", ("student",)),
 }
 

@@ -7,10 +7,13 @@ import peft
 import pytest
 import torch
 from samplers import FixedSampler, RecordingSampler
+from transformers import AutoModelForCausalLM
 
 from selftrain._core.io import read_json
 from selftrain.decoding import SamplingParams
 from selftrain.distill import DistillConfig, Distiller
+from selftrain.distill.best import Best
+from selftrain.distill.sync import WeightSender
 from selftrain.distill.teachers import CallableTeacher, EMATeacher
 from selftrain.distill.texts import draw_sources
 from selftrain.ops import divergence
@@ -187,6 +190,28 @@ def test_a_run_killed_between_samplings_ends_as_one_left_alone(
     assert torch.equal(parameters(whole), parameters(resumed))
 
 
+def test_the_age_of_text_sampled_ahead_is_logged(student, teacher, char_tokenizer):
+    config = dataclasses.replace(CONFIG, generate_every=3)
+    report = Distiller(student, teacher, char_tokenizer, config).fit(ROWS, show_progress=False)
+    assert [row["staleness"] for row in report.history] == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+def test_text_sampled_ahead_in_a_run_that_broke_off_goes_to_no_other_rows(
+    student, teacher, char_tokenizer
+):
+    config = dataclasses.replace(CONFIG, generate_every=4, eval_every=1)
+    sampler = RecordingSampler(student)
+    distiller = Distiller(student, teacher, char_tokenizer, config, sampler=sampler)
+    with pytest.raises(Stopped):
+        distiller.fit(ROWS, judge=stop_at(6), show_progress=False)
+    others = [{"prompt_ids": [i]} for i in range(20, 24)]
+    sampler.calls.clear()
+    distiller.step(others)
+    distiller.fit(others, show_progress=False)
+    asked = [sorted(prompts) for prompts, *_ in sampler.calls]
+    assert asked == [[row["prompt_ids"] for row in others]] * 2
+
+
 class Server(RecordingSampler):
     """Samples with the weights it was last given."""
 
@@ -211,6 +236,27 @@ def test_a_sampler_elsewhere_gets_new_weights_whenever_it_samples(
     assert torch.equal(parameters(here), parameters(there))
     assert [path.name for path in server.paths] == [f"step-{n:08d}" for n in (0, 2, 4, 6)]
     assert not server.paths[0].exists()
+
+
+class TwoProcesses:
+    """Stands for the accelerator of the main process, beside one that samples in every step."""
+
+    num_processes, is_main_process, device = 2, True, torch.device("cpu")
+
+    def reduce(self, tensor, reduction):
+        assert reduction == "sum"
+        return tensor + 1
+
+    def wait_for_everyone(self):
+        pass
+
+
+def test_a_main_process_without_rows_sends_weights_for_the_others(student):
+    server = Server(student)
+    send = WeightSender(server, student, TwoProcesses())
+    send(0, needed=False)
+    send(0, needed=True)
+    assert [path.name for path in server.paths] == ["step-00000000"]
 
 
 def test_an_encoder_decoder_learns_from_its_own_text(make_model, char_tokenizer):
@@ -255,6 +301,43 @@ def test_adapters_learn_on_their_own_text(make_llama, teacher, char_tokenizer):
     begun, ended = (sum(row["loss"] for row in part) for part in (history[:10], history[-10:]))
     assert ended < 0.5 * begun
     assert torch.equal(frozen, student.base_model.model.model.embed_tokens.weight)
+
+
+@pytest.mark.filterwarnings(PEFT)
+def test_saved_adapters_are_loaded_onto_their_base_and_go_on(
+    make_llama, teacher, char_tokenizer, tmp_path
+):
+    make_llama(sharpness=3.0).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    student = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj", "v_proj"]))
+    distiller = Distiller(student, teacher, char_tokenizer, SUPERVISED)
+    distiller.step(ROWS[:4])
+    distiller.save(tmp_path / "saved")
+    loaded = Distiller.load(tmp_path / "saved", teacher=teacher)
+    assert isinstance(loaded.student, peft.PeftModel)
+    assert loaded.step(ROWS[4:8])["loss"] == distiller.step(ROWS[4:8])["loss"]
+    assert torch.equal(parameters(distiller.student), parameters(loaded.student))
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")
+@pytest.mark.filterwarnings(PEFT)
+def test_adapters_whose_base_is_nowhere_are_an_error(make_llama, teacher, char_tokenizer, tmp_path):
+    student = peft.get_peft_model(make_llama(), peft.LoraConfig(target_modules=["q_proj"]))
+    student.peft_config["default"].base_model_name_or_path = str(tmp_path / "nowhere")
+    Distiller(student, teacher, char_tokenizer, SUPERVISED).save(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"adapters of '.*nowhere', which could not be loaded"):
+        Distiller.load(tmp_path / "saved", teacher=teacher)
+
+
+def test_a_saved_student_has_a_card(student, teacher, char_tokenizer, tmp_path):
+    distiller = Distiller(student, teacher, char_tokenizer, SUPERVISED)
+    loss = distiller.step(ROWS[:4])["loss"]
+    distiller.save(tmp_path / "saved")
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert card.startswith("---\n")
+    assert "- Teacher: `LlamaForCausalLM`" in card
+    assert f"| `loss` | {loss:.4g} |" in card
+    assert "Data:" not in card  # nobody said where the rows were from
 
 
 def test_without_teacher_and_adapters_there_is_nothing_to_learn_from(student, char_tokenizer):
@@ -341,6 +424,14 @@ def test_the_best_student_is_kept_and_a_worse_one_is_not(
     assert torch.equal(parameters(kept), seen[1])
     assert read_json(tmp_path / "best" / "best.json")["step"] == 4
     assert report.metrics["eval/block_efficiency"] == 0.9
+
+
+def test_of_several_processes_one_keeps_the_best_student(tmp_path):
+    other = Best(tmp_path, "alpha", judged=True, writes=False)
+    other.offer({"alpha": 1.0}, 1, lambda path: pytest.fail("saved by another process"))
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="is not measured"):
+        other.offer({"beta": 1.0}, 1, lambda path: None)
 
 
 def test_a_best_student_needs_a_measure_and_a_folder(student, teacher, char_tokenizer, tmp_path):

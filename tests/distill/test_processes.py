@@ -67,11 +67,12 @@ def test_a_run_killed_twice_ends_with_the_bits_of_one_left_alone(tmp_path):
     assert losses(whole) == losses(killed)
 
 
-def test_two_processes_give_the_result_of_one(tmp_path):
+@pytest.mark.parametrize("where", [[], ["server"]], ids=["in-process", "server"])
+def test_two_processes_give_the_result_of_one(tmp_path, where):
     one, two = tmp_path / "one", tmp_path / "two"
     finish([sys.executable, WORKER, one, "4"])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    finish([*torchrun, "--nproc_per_node", "2", WORKER, two, "4"])
+    finish([*torchrun, "--nproc_per_node", "2", WORKER, two, "4", *where])
     reports = [json.loads((two / f"finished{rank}.json").read_text()) for rank in (0, 1)]
     assert reports == [{"rank": 0, "world": 2}, {"rank": 1, "world": 2}]
     for a, b in zip(losses(one), losses(two), strict=True):

@@ -84,6 +84,21 @@ def test_the_loss_is_the_advantage_times_the_whole_sequences_likelihood(
     assert metrics["reward/mean"] == pytest.approx(scores.mean().item())
 
 
+def test_a_row_of_weight_zero_has_no_say_in_the_baseline(make_llama, teacher, char_tokenizer):
+    values = {3: 1.0, 8: 0.5, 13: 100.0}
+
+    def by_prompt(rows, texts):
+        return [values[row["prompt_ids"][0]] for row in rows]
+
+    absent = {**ROWS[2], "weight": 0.0}
+    found = [
+        make(make_llama(), teacher, char_tokenizer, CONFIG, reward=by_prompt).step(rows)
+        for rows in (ROWS[:2], [*ROWS[:2], absent])
+    ]
+    for name in ("loss", "reward/mean", "grad_norm"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-5)
+
+
 def test_a_share_of_the_reward_adds_to_a_share_of_the_divergence(
     make_llama, teacher, char_tokenizer
 ):
@@ -105,7 +120,9 @@ def test_the_divergence_is_reported_apart_from_the_reward(student, teacher, char
 def test_the_policy_gradient_alone_asks_no_teacher(student, teacher, char_tokenizer):
     distiller = make(student, teacher, char_tokenizer, CONFIG)
     teacher.forward = None
-    assert "reward/mean" in distiller.step(ROWS)
+    metrics = distiller.step(ROWS)
+    assert "reward/mean" in metrics
+    assert not [name for name in metrics if name.startswith("divergence/")]
 
 
 def test_the_student_comes_to_write_what_is_rewarded(make_llama, teacher, char_tokenizer):

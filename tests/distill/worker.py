@@ -1,10 +1,11 @@
-"""One distillation run, as a script: ``worker.py OUTPUT_DIR NUM_STEPS``."""
+"""One distillation run, as a script: ``worker.py OUTPUT_DIR NUM_STEPS [server]``."""
 
 import json
 import sys
 from pathlib import Path
 
 import torch
+from samplers import SharedDiskServer
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -43,7 +44,7 @@ def reward(rows: list[dict], texts: list[str]) -> list[float]:
     return [len(text) / 10 for text in texts]
 
 
-def main(output_dir: Path, num_steps: int) -> None:
+def main(output_dir: Path, num_steps: int, *, served: bool) -> None:
     student, teacher = build(0, 4.0), build(1, 8.0).requires_grad_(False)
     vocab = {f"t{i}": i for i in range(32)}
     tokenizer = PreTrainedTokenizerFast(
@@ -57,11 +58,13 @@ def main(output_dir: Path, num_steps: int) -> None:
         micro_batch_size=2,
         save_every=1,
         reward_weight=0.25,
+        seed=13,  # in some steps only one of two processes has the student's text
         log_every=1,
         sampling=SamplingParams(max_new_tokens=4),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=2, schedule="cosine"),
     )
-    distiller = Distiller(student, teacher, tokenizer, config, reward=reward)
+    sampler = SharedDiskServer(build(2, 1.0), output_dir.parent) if served else None
+    distiller = Distiller(student, teacher, tokenizer, config, sampler=sampler, reward=reward)
     distiller.fit(ROWS, output_dir=output_dir, show_progress=False)
     accelerator = distiller.accelerator
     finished = {"rank": accelerator.process_index, "world": accelerator.num_processes}
@@ -72,4 +75,4 @@ def main(output_dir: Path, num_steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), served=sys.argv[3:] == ["server"])

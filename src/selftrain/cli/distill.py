@@ -153,16 +153,25 @@ def _distiller(command: _Command) -> Distiller:
     if parts.lora_rank is not None:
         student = _with_adapters(student, parts.lora_rank, command.config.seed)
     teacher: Any = None
+    teacher_tokenizer: Any = None
     teacher_sampler: Any = None
     if parts.teacher is not None:
         teacher = _load(parts.teacher, command, trained=False).requires_grad_(False)
+        teacher_tokenizer = load_tokenizer(parts.teacher)
     elif parts.teacher_url is not None and parts.teacher_model is not None:
         from selftrain.decoding.endpoint import EndpointSampler
         from selftrain.distill.teachers.endpoint import EndpointTeacher
 
         teacher = EndpointTeacher(parts.teacher_url, parts.teacher_model)
         teacher_sampler = EndpointSampler(parts.teacher_url, parts.teacher_model)
-    return Distiller(student, teacher, tokenizer, command.config, teacher_sampler=teacher_sampler)
+    return Distiller(
+        student,
+        teacher,
+        tokenizer,
+        command.config,
+        teacher_sampler=teacher_sampler,
+        teacher_tokenizer=teacher_tokenizer,
+    )
 
 
 def _load(name: str, command: _Command, *, trained: bool) -> Any:

@@ -245,16 +245,30 @@ class DistillConfig:
 
         Batch size, rates and lengths are from memory of the paper; its optimizer was Adafactor.
         """
-        return cls._published(num_steps=40_000, beta=0.9, prompt=1024, completion=64)
+        return cls._published("jsd", 40_000, beta=0.9, prompt=1024, completion=64)
 
     @classmethod
     def gkd_wmt(cls) -> Self:
         """GKD's translation run: 100,000 steps of on-policy JSD(0.1); see :meth:`gkd_xsum`."""
-        return cls._published(num_steps=100_000, beta=0.1, prompt=80, completion=80)
+        return cls._published("jsd", 100_000, beta=0.1, prompt=80, completion=80)
 
     @classmethod
-    def _published(cls, *, num_steps: int, beta: float, prompt: int, completion: int) -> Self:
+    def gkd_gsm8k(cls) -> Self:
+        """GKD's arithmetic run: 40,000 steps of on-policy forward KL; see :meth:`gkd_xsum`."""
+        return cls._published("forward_kl", 40_000, beta=None, prompt=512, completion=320)
+
+    @classmethod
+    def _published(
+        cls,
+        divergence: Objective,
+        num_steps: int,
+        *,
+        beta: float | None,
+        prompt: int,
+        completion: int,
+    ) -> Self:
         return cls(
+            divergence=divergence,
             beta=beta,
             num_steps=num_steps,
             batch_size=32,

@@ -14,12 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftrain._core.checks import check_not_empty
 from selftrain._core.config import load_json, save_json
-from selftrain._core.io import atomic_folder
+from selftrain._core.io import atomic_folder, write_text
 from selftrain._core.rng import derive
 from selftrain.distill.best import Best, Judge
 from selftrain.distill.config import DistillConfig, Source
 from selftrain.distill.heads import Scorer
 from selftrain.distill.losses import step_losses
+from selftrain.distill.model_card import model_card_of
+from selftrain.distill.models import load_student
 from selftrain.distill.pair import check_pair, end_tokens
 from selftrain.distill.reward import Reward, advantages, check_reward, gather_scores, score
 from selftrain.distill.rows import EncodedRow, RowEncoder
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 _CONFIG_FILE, _STATE_FOLDER = "distill_config.json", "training_state"
+Texts = dict[int, tuple[int, ...]]  # by the row's index in the batch
 # Text is tokenised when its step comes; of a data set only so many rows are read beforehand.
 _ROWS_CHECKED_FIRST = 1000
 
@@ -117,7 +120,6 @@ class Distiller:
         self._student_scores = Scorer(student, hidden=not sharded)
         self._teacher = as_teacher(teacher, student, self.accelerator)
         self._reward = reward
-        self._ahead: dict[int, dict[int, tuple[int, ...]]] = {}  # texts by step and row
         self._writer = Writer(
             student,
             local,
@@ -134,6 +136,7 @@ class Distiller:
             max_prompt_tokens=self.config.max_prompt_tokens,
         )
         self._ends = torch.tensor(sorted(eos_token_ids), device=self.accelerator.device)
+        self._last_metrics: dict[str, float] = {}
         self.num_steps = 0
         """Optimizer steps taken."""
         self.num_scored_tokens = 0
@@ -153,19 +156,25 @@ class Distiller:
             ``loss``; ``divergence/<source>`` for the sources used; ``acceptance``,
             ``top1_agreement`` and entropies; ``completion_length`` and ``truncated_fraction``;
             ``grad_norm``, ``learning_rate``, ``num_scored_tokens`` (also ``_total``) and
-            ``tokens_per_second``. Means weigh tokens as the loss does.
+            ``tokens_per_second``; with a reward ``reward/mean`` and ``reward/std``. Means weigh
+            tokens as the loss does. :meth:`fit` adds ``staleness``, the steps since the student
+            wrote the text, where ``generate_every`` is above 1.
 
         Raises:
             ValueError: If a row lacks what its source needs, or is too long.
             FloatingPointError: If the loss is not finite; the parameters are unchanged then.
         """
+        return self._take_step(batch, {})
+
+    def _take_step(self, batch: Sequence[Mapping[str, Any]], ready: Texts) -> dict[str, float]:
+        """Take a step, for which the student may have written before."""
         start = time.perf_counter()
         check_not_empty("batch", batch)
         step = self.num_steps
         sources = draw_sources(self.config, step, len(batch))
         encoded = {i: self._checked(batch[i], i) for i in self._local(len(batch))}
         rows = self._writer.complete(
-            encoded, sources, ("sample", step), num_steps=step, ready=self._ahead.pop(step, {})
+            encoded, sources, ("sample", step), num_steps=step, ready=ready
         )
         rewards = self._rewards(batch, rows, sources)
         if rewards:
@@ -186,6 +195,7 @@ class Distiller:
         if rewards:
             metrics["reward/mean"] = statistics.fmean(rewards.values())
             metrics["reward/std"] = statistics.pstdev(rewards.values())
+        self._last_metrics = metrics
         return metrics
 
     def fit(
@@ -226,7 +236,13 @@ class Distiller:
             check_not_empty("eval_dataset", eval_dataset)
         for i in range(min(len(dataset), _ROWS_CHECKED_FIRST)):
             self._checked(dataset[i], i)
-        best = Best(output_dir, keep_best, judged=judge is not None or eval_dataset is not None)
+        best = Best(
+            output_dir,
+            keep_best,
+            judged=judge is not None or eval_dataset is not None,
+            writes=self.accelerator.is_main_process,
+        )
+        ahead: dict[int, Texts] = {}  # dies with the run: to other rows the texts would be wrong
         with TrainingRun(
             self._learner,
             stage=title,
@@ -238,8 +254,11 @@ class Distiller:
             restore_average(self._teacher, output_dir, run.first_step)
             for step in run.steps():
                 if self.config.generate_every > 1 and step % self.config.generate_every == 0:
-                    self._sample_ahead(dataset, step)
-                metrics = self.step([dataset[i] for i in self._batch(dataset, step)])
+                    ahead = self._sample_ahead(dataset, step)
+                batch = [dataset[i] for i in self._batch(dataset, step)]
+                metrics = self._take_step(batch, ahead.get(step, {}))
+                if step in ahead:
+                    metrics["staleness"] = float(step % self.config.generate_every)
                 if run.eval_due(step):
                     evaluation = self._evaluation(eval_dataset, judge)
                     metrics |= {f"eval/{name}": value for name, value in evaluation.items()}
@@ -277,18 +296,22 @@ class Distiller:
     def _save_student(self, path: Path) -> None:
         if self.accelerator.is_main_process:
             with atomic_folder(path) as folder:
-                self.student.save_pretrained(folder)
-                self.tokenizer.save_pretrained(folder)
+                self._write_student(folder)
+
+    def _write_student(self, folder: Path) -> None:
+        self.student.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        card = model_card_of(self.student, self.teacher, self.config, self._last_metrics)
+        write_text(folder / "README.md", card)
 
     def save(self, path: str | Path) -> None:
-        """Write student, tokenizer, configuration and training state to the folder ``path``.
+        """Write student, tokenizer, model card, configuration and training state to a folder.
 
         The student lies there as ``from_pretrained`` expects it; :meth:`load` continues training.
         """
         if self.accelerator.is_main_process:
             with atomic_folder(path) as folder:
-                self.student.save_pretrained(folder)
-                self.tokenizer.save_pretrained(folder)
+                self._write_student(folder)
                 save_json(self.config, folder / _CONFIG_FILE)
                 save_checkpoint(
                     folder / _STATE_FOLDER,
@@ -320,18 +343,11 @@ class Distiller:
             reward: As for the constructor.
             accelerator: As for the constructor.
         """
-        from transformers import (
-            AutoConfig,
-            AutoModelForCausalLM,
-            AutoModelForSeq2SeqLM,
-            AutoTokenizer,
-        )
+        from transformers import AutoTokenizer
 
         path = Path(path)
-        is_encoder_decoder = AutoConfig.from_pretrained(path).is_encoder_decoder
-        auto = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
         distiller = cls(
-            auto.from_pretrained(path),
+            load_student(path),
             teacher,
             AutoTokenizer.from_pretrained(path),  # pyrefly: ignore[bad-argument-type]
             load_json(DistillConfig, path / _CONFIG_FILE),
@@ -359,12 +375,19 @@ class Distiller:
         check_row(encoded, f"row {index}", self.config, self._pair)
         return encoded
 
-    def _sample_ahead(self, dataset: Rows, first: int) -> None:
-        """Sample the on-policy text of ``generate_every`` steps at once, from today's student."""
+    def _sample_ahead(self, dataset: Rows, first: int) -> dict[int, Texts]:
+        """Sample the on-policy text of ``generate_every`` steps at once, from today's student.
+
+        Returns:
+            The texts of this process's rows by row, for each step that has any on some process.
+        """
+        ahead: dict[int, Texts] = {}
         wanted: list[tuple[int, int, EncodedRow]] = []
         for step in range(first, min(first + self.config.generate_every, self.config.num_steps)):
             chosen = self._batch(dataset, step)
             sources = draw_sources(self.config, step, len(chosen))
+            if "student" in sources:
+                ahead[step] = {}
             for i in self._local(len(chosen)):
                 if sources[i] == "student":
                     wanted.append((step, i, self._checked(dataset[chosen[i]], i)))
@@ -372,7 +395,8 @@ class Distiller:
         encoded = [row for *_, row in wanted]
         texts = self._writer.sample("student", encoded, seeds, num_steps=first)
         for (step, i, _), text in zip(wanted, texts, strict=True):
-            self._ahead.setdefault(step, {})[i] = text
+            ahead[step][i] = text
+        return ahead
 
     def _batch(self, dataset: Rows, step: int) -> list[int]:
         """Return which rows a step learns from."""
@@ -421,10 +445,13 @@ class Distiller:
         """Return the rewards of the student's texts by row, of all processes."""
         if self._reward is None or "student" not in sources:
             return {}
-        mine = [i for i in rows if sources[i] == "student"]
-        texts = self.tokenizer.batch_decode(
-            [list(rows[i].completion_ids) for i in mine], skip_special_tokens=True
-        )
+        # A row of weight 0 is as good as absent: it has no say in the baseline either.
+        mine = [i for i in rows if sources[i] == "student" and rows[i].weight]
+        # One by one: transformers decodes an empty batch to one empty text.
+        texts: Any = [
+            self.tokenizer.decode(list(rows[i].completion_ids), skip_special_tokens=True)
+            for i in mine
+        ]
         scores = score(self._reward, [batch[i] for i in mine], texts)
         found = dict(zip(mine, scores, strict=True))
         return gather_scores(found, len(batch), self.accelerator)
@@ -438,11 +465,13 @@ class Distiller:
     ) -> dict[str, float]:
         num_rows, num_tokens = len(result.counts), sum(result.counts)
         distance = "distance" if "distance" in result.sums else "loss"
+        # The policy gradient alone measures no divergence.
+        named = sorted(set(sources)) if self.config.reward_weight < 1 else []
         by_source = {
             f"divergence/{source}": result.mean(
                 distance, self.config.normalize, [s == source for s in sources]
             )
-            for source in sorted(set(sources))
+            for source in named
         }
         return {
             **self._means(result),

@@ -12,8 +12,8 @@ def model_card(
     *,
     student: str,
     teacher: str,
-    dataset: str,
-    num_rows: int,
+    dataset: str | None = None,
+    num_rows: int | None = None,
     config: DistillConfig,
     metrics: Mapping[str, float],
     has_adapters: bool = False,
@@ -25,8 +25,8 @@ def model_card(
         student: Hub name or folder of what the student was before; only a hub name goes into the
             header.
         teacher: What taught it, in words or by name.
-        dataset: Where the rows came from.
-        num_rows: How many there were.
+        dataset: Where the rows came from; None: not known.
+        num_rows: How many there were; None: not known.
         config: The settings.
         metrics: The last metrics of the run.
         has_adapters: Whether the folder holds adapters of the student only.
@@ -44,7 +44,7 @@ def model_card(
         "",
         f"- Method: {_method(config)}",
         f"- Teacher: {teacher}",
-        f"- Data: `{dataset}`, {num_rows} rows",
+        *([] if dataset is None else [f"- Data: `{dataset}`{_count(num_rows)}"]),
         f"- Steps: {config.num_steps} of {config.batch_size} rows",
         "",
         "## Loading",
@@ -61,6 +61,30 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def model_card_of(
+    student: Any, teacher: Any, config: DistillConfig, metrics: Mapping[str, float]
+) -> str:
+    """Return the card of a student in memory; models go by the names they were loaded under."""
+    taught = "its own base, the adapters switched off" if teacher is None else f"`{_name(teacher)}`"
+    return model_card(
+        student=_name(student),
+        teacher=taught,
+        config=config,
+        metrics=metrics,
+        has_adapters=hasattr(student, "peft_config"),
+        is_encoder_decoder=bool(getattr(student.config, "is_encoder_decoder", False)),
+    )
+
+
+def _name(model: Any) -> str:
+    loaded = getattr(getattr(model, "config", None), "name_or_path", "")
+    return loaded or type(model).__name__
+
+
+def _count(num_rows: int | None) -> str:
+    return "" if num_rows is None else f", {num_rows} rows"
 
 
 def _header(student: str, *, has_adapters: bool, is_encoder_decoder: bool) -> list[str]:

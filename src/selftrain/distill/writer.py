@@ -85,6 +85,8 @@ class Writer:
     ) -> list[tuple[int, ...]]:
         """Return one sampled completion per row; the model is in evaluation mode meanwhile.
 
+        All processes call it, with rows or without.
+
         Args:
             source: "student" or "teacher".
             rows: The prompts.
@@ -94,10 +96,10 @@ class Writer:
         Raises:
             ValueError: If the sampler fails, gives no token ids, or ids that one model lacks.
         """
+        if source == "student":
+            self._send_weights(num_steps, needed=bool(rows))
         if not rows:
             return []
-        if source == "student":
-            self._send_weights(num_steps)
         model = self._models[source]
         prompts = [list(row.prompt_ids or ()) for row in rows]
         with training_mode(False, *([model] if model is not None else [])), torch.no_grad():
