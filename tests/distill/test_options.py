@@ -363,3 +363,15 @@ def test_sampled_text_is_mocked_as_given(student, teacher, char_tokenizer):
         ROWS[:4]
     )
     assert metrics["completion_length"] == 3
+
+
+def test_a_process_without_rows_of_its_own_sends_weights_with_the_others(
+    student, teacher, char_tokenizer
+):
+    sent = []
+    distiller = Distiller(student, teacher, char_tokenizer, CONFIG)
+    writer = distiller._writer
+    writer._send_weights = sent.append
+    for sources, ready in ((["dataset"], None), (["student"], {0: (3,)}), (["student"], None)):
+        assert writer.complete({}, sources, ("sample", 0), num_steps=4, ready=ready) == {}
+    assert sent == [4]

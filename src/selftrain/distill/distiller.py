@@ -22,7 +22,7 @@ from selftrain.distill.heads import Scorer
 from selftrain.distill.losses import step_losses
 from selftrain.distill.pair import check_pair, end_tokens
 from selftrain.distill.reward import Reward, advantages, check_reward, gather_scores, score
-from selftrain.distill.rows import EncodedRow, RowEncoder
+from selftrain.distill.rows import EncodedRow, RowEncoder, has_completion
 from selftrain.distill.sync import WeightSender
 from selftrain.distill.targets import Teacher
 from selftrain.distill.teachers.choose import as_teacher, restore_average, save_average
@@ -165,7 +165,7 @@ class Distiller:
         sources = draw_sources(self.config, step, len(batch))
         encoded = {i: self._checked(batch[i], i) for i in self._local(len(batch))}
         rows = self._writer.complete(
-            encoded, sources, ("sample", step), num_steps=step, ready=self._ahead.pop(step, {})
+            encoded, sources, ("sample", step), num_steps=step, ready=self._ahead.pop(step, None)
         )
         rewards = self._rewards(batch, rows, sources)
         if rewards:
@@ -243,7 +243,8 @@ class Distiller:
                 if run.eval_due(step):
                     evaluation = self._evaluation(eval_dataset, judge)
                     metrics |= {f"eval/{name}": value for name, value in evaluation.items()}
-                    best.offer(evaluation, step + 1, self._save_student)
+                    if self.accelerator.is_main_process:
+                        best.offer(evaluation, step + 1, self._save_student)
                 if run.save_due(step):
                     save_average(self._teacher, output_dir, step + 1, self.accelerator)
                 run.finish_step(step, metrics, {"num_scored_tokens": self.num_scored_tokens})
@@ -256,13 +257,14 @@ class Distiller:
         same seed every time.
         """
         check_not_empty("dataset", dataset)
+        # Of every row, so that all processes know what is to be sampled.
+        sources: list[Source] = [
+            "dataset" if has_completion(dataset[i]) else "student" for i in range(len(dataset))
+        ]
         encoded = {i: self._encode(dataset[i]) for i in self._local(len(dataset))}
-        sources: list[Source] = ["dataset"] * len(dataset)
         for i, row in encoded.items():
-            if row.completion_ids is None:
-                sources[i] = "student"
-                if not row.prompt_ids:
-                    raise ValueError(f"row {i} has neither a completion nor a prompt.")
+            if sources[i] == "student" and not row.prompt_ids:
+                raise ValueError(f"row {i} has neither a completion nor a prompt.")
         rows = self._writer.complete(encoded, sources, ("eval",), num_steps=self.num_steps)
         result = self._learner.measure(rows, self._losses, num_rows=len(dataset))
         return self._means(result)
@@ -275,10 +277,9 @@ class Distiller:
         return found
 
     def _save_student(self, path: Path) -> None:
-        if self.accelerator.is_main_process:
-            with atomic_folder(path) as folder:
-                self.student.save_pretrained(folder)
-                self.tokenizer.save_pretrained(folder)
+        with atomic_folder(path) as folder:
+            self.student.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
 
     def save(self, path: str | Path) -> None:
         """Write student, tokenizer, configuration and training state to the folder ``path``.
@@ -363,6 +364,7 @@ class Distiller:
         """Sample the on-policy text of ``generate_every`` steps at once, from today's student."""
         wanted: list[tuple[int, int, EncodedRow]] = []
         for step in range(first, min(first + self.config.generate_every, self.config.num_steps)):
+            self._ahead[step] = {}
             chosen = self._batch(dataset, step)
             sources = draw_sources(self.config, step, len(chosen))
             for i in self._local(len(chosen)):
@@ -372,7 +374,7 @@ class Distiller:
         encoded = [row for *_, row in wanted]
         texts = self._writer.sample("student", encoded, seeds, num_steps=first)
         for (step, i, _), text in zip(wanted, texts, strict=True):
-            self._ahead.setdefault(step, {})[i] = text
+            self._ahead[step][i] = text
 
     def _batch(self, dataset: Rows, step: int) -> list[int]:
         """Return which rows a step learns from."""
