@@ -12,8 +12,6 @@ from transformers import AutoModelForCausalLM
 from selftrain._core.io import read_json
 from selftrain.decoding import SamplingParams
 from selftrain.distill import DistillConfig, Distiller
-from selftrain.distill.best import Best
-from selftrain.distill.sync import WeightSender
 from selftrain.distill.teachers import CallableTeacher, EMATeacher
 from selftrain.distill.texts import draw_sources
 from selftrain.ops import divergence
@@ -238,27 +236,6 @@ def test_a_sampler_elsewhere_gets_new_weights_whenever_it_samples(
     assert not server.paths[0].exists()
 
 
-class TwoProcesses:
-    """Stands for the accelerator of the main process, beside one that samples in every step."""
-
-    num_processes, is_main_process, device = 2, True, torch.device("cpu")
-
-    def reduce(self, tensor, reduction):
-        assert reduction == "sum"
-        return tensor + 1
-
-    def wait_for_everyone(self):
-        pass
-
-
-def test_a_main_process_without_rows_sends_weights_for_the_others(student):
-    server = Server(student)
-    send = WeightSender(server, student, TwoProcesses())
-    send(0, needed=False)
-    send(0, needed=True)
-    assert [path.name for path in server.paths] == ["step-00000000"]
-
-
 def test_an_encoder_decoder_learns_from_its_own_text(make_model, char_tokenizer):
     options = {"vocab_size": len(char_tokenizer), "tie_word_embeddings": True}
     student, teacher = make_model("t5", **options), make_model("t5", sharpness=3.0, **options)
@@ -426,14 +403,6 @@ def test_the_best_student_is_kept_and_a_worse_one_is_not(
     assert report.metrics["eval/block_efficiency"] == 0.9
 
 
-def test_of_several_processes_one_keeps_the_best_student(tmp_path):
-    other = Best(tmp_path, "alpha", judged=True, writes=False)
-    other.offer({"alpha": 1.0}, 1, lambda path: pytest.fail("saved by another process"))
-    assert not any(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="is not measured"):
-        other.offer({"beta": 1.0}, 1, lambda path: None)
-
-
 def test_a_best_student_needs_a_measure_and_a_folder(student, teacher, char_tokenizer, tmp_path):
     distiller = Distiller(student, teacher, char_tokenizer, SUPERVISED)
     for options in ({"output_dir": tmp_path}, {"judge": lambda model: {}}):
@@ -454,3 +423,15 @@ def test_sampled_text_is_mocked_as_given(student, teacher, char_tokenizer):
         ROWS[:4]
     )
     assert metrics["completion_length"] == 3
+
+
+def test_a_process_without_rows_of_its_own_sends_weights_with_the_others(
+    student, teacher, char_tokenizer
+):
+    sent = []
+    distiller = Distiller(student, teacher, char_tokenizer, CONFIG)
+    writer = distiller._writer
+    writer._send_weights = sent.append
+    for sources, ready in ((["dataset"], None), (["student"], {0: (3,)}), (["student"], None)):
+        assert writer.complete({}, sources, ("sample", 0), num_steps=4, ready=ready) == {}
+    assert sent == [4]

@@ -19,21 +19,18 @@ class Best:
         output_dir: The run's folder; the student lies in ``best`` in it.
         name: The measure; None keeps nothing.
         judged: Whether anything is measured at all.
-        writes: Whether this process is the one that writes.
 
     Raises:
         ValueError: If there is a measure, but no folder or nothing that measures.
     """
 
-    def __init__(
-        self, output_dir: str | Path | None, name: str | None, *, judged: bool, writes: bool
-    ) -> None:
+    def __init__(self, output_dir: str | Path | None, name: str | None, *, judged: bool) -> None:
         if name is not None and (output_dir is None or not judged):
             raise ValueError(
                 f"keep_best={name!r} needs an output_dir to keep the student in, and a judge or an "
                 "eval_dataset to measure it by."
             )
-        self._name, self._writes = name, writes
+        self._name = name
         self._folder = None if output_dir is None else Path(output_dir) / "best"
 
     def offer(self, measured: Mapping[str, float], step: int, save: Callable[[Path], None]) -> None:
@@ -54,8 +51,6 @@ class Best:
                 f"keep_best={self._name!r} is not measured; measured are "
                 f"{', '.join(sorted(measured))}."
             )
-        if not self._writes:
-            return
         value = measured[self._name]
         # What was kept is read from the disk, so that a run that was killed goes on from there.
         kept = self._folder / _FILE

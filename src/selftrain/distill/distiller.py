@@ -24,7 +24,7 @@ from selftrain.distill.model_card import model_card_of
 from selftrain.distill.models import load_student
 from selftrain.distill.pair import check_pair, end_tokens
 from selftrain.distill.reward import Reward, advantages, check_reward, gather_scores, score
-from selftrain.distill.rows import EncodedRow, RowEncoder
+from selftrain.distill.rows import EncodedRow, RowEncoder, has_completion
 from selftrain.distill.sync import WeightSender
 from selftrain.distill.targets import Teacher
 from selftrain.distill.teachers.choose import as_teacher, restore_average, save_average
@@ -164,9 +164,11 @@ class Distiller:
             ValueError: If a row lacks what its source needs, or is too long.
             FloatingPointError: If the loss is not finite; the parameters are unchanged then.
         """
-        return self._take_step(batch, {})
+        return self._take_step(batch, None)
 
-    def _take_step(self, batch: Sequence[Mapping[str, Any]], ready: Texts) -> dict[str, float]:
+    def _take_step(
+        self, batch: Sequence[Mapping[str, Any]], ready: Texts | None
+    ) -> dict[str, float]:
         """Take a step, for which the student may have written before."""
         start = time.perf_counter()
         check_not_empty("batch", batch)
@@ -236,12 +238,7 @@ class Distiller:
             check_not_empty("eval_dataset", eval_dataset)
         for i in range(min(len(dataset), _ROWS_CHECKED_FIRST)):
             self._checked(dataset[i], i)
-        best = Best(
-            output_dir,
-            keep_best,
-            judged=judge is not None or eval_dataset is not None,
-            writes=self.accelerator.is_main_process,
-        )
+        best = Best(output_dir, keep_best, judged=judge is not None or eval_dataset is not None)
         ahead: dict[int, Texts] = {}  # dies with the run: to other rows the texts would be wrong
         with TrainingRun(
             self._learner,
@@ -256,13 +253,14 @@ class Distiller:
                 if self.config.generate_every > 1 and step % self.config.generate_every == 0:
                     ahead = self._sample_ahead(dataset, step)
                 batch = [dataset[i] for i in self._batch(dataset, step)]
-                metrics = self._take_step(batch, ahead.get(step, {}))
+                metrics = self._take_step(batch, ahead.get(step))
                 if step in ahead:
                     metrics["staleness"] = float(step % self.config.generate_every)
                 if run.eval_due(step):
                     evaluation = self._evaluation(eval_dataset, judge)
                     metrics |= {f"eval/{name}": value for name, value in evaluation.items()}
-                    best.offer(evaluation, step + 1, self._save_student)
+                    if self.accelerator.is_main_process:
+                        best.offer(evaluation, step + 1, self._save_student)
                 if run.save_due(step):
                     save_average(self._teacher, output_dir, step + 1, self.accelerator)
                 run.finish_step(step, metrics, {"num_scored_tokens": self.num_scored_tokens})
@@ -275,13 +273,14 @@ class Distiller:
         same seed every time.
         """
         check_not_empty("dataset", dataset)
+        # Of every row, so that all processes know what is to be sampled.
+        sources: list[Source] = [
+            "dataset" if has_completion(dataset[i]) else "student" for i in range(len(dataset))
+        ]
         encoded = {i: self._encode(dataset[i]) for i in self._local(len(dataset))}
-        sources: list[Source] = ["dataset"] * len(dataset)
         for i, row in encoded.items():
-            if row.completion_ids is None:
-                sources[i] = "student"
-                if not row.prompt_ids:
-                    raise ValueError(f"row {i} has neither a completion nor a prompt.")
+            if sources[i] == "student" and not row.prompt_ids:
+                raise ValueError(f"row {i} has neither a completion nor a prompt.")
         rows = self._writer.complete(encoded, sources, ("eval",), num_steps=self.num_steps)
         result = self._learner.measure(rows, self._losses, num_rows=len(dataset))
         return self._means(result)
@@ -294,9 +293,8 @@ class Distiller:
         return found
 
     def _save_student(self, path: Path) -> None:
-        if self.accelerator.is_main_process:
-            with atomic_folder(path) as folder:
-                self._write_student(folder)
+        with atomic_folder(path) as folder:
+            self._write_student(folder)
 
     def _write_student(self, folder: Path) -> None:
         self.student.save_pretrained(folder)

@@ -25,6 +25,11 @@ class EncodedRow:
     weight: float
 
 
+def has_completion(row: Mapping[str, Any]) -> bool:
+    """Return whether a row comes with its text."""
+    return row.get("completion") is not None or row.get("completion_ids") is not None
+
+
 class RowEncoder:
     """Turns rows into ids.
 

@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
@@ -39,14 +38,9 @@ class WeightSender:
         self._sent: int | None = None
         self._folder: Path | None = None
 
-    def __call__(self, num_steps: int, *, needed: bool) -> None:
-        """Send the weights after so many steps, unless that was done; all processes call it.
-
-        Args:
-            num_steps: Steps that the student has taken.
-            needed: Whether this process samples now. It is enough that one does.
-        """
-        if self._sampler is None or self._sent == num_steps or not self._any(needed):
+    def __call__(self, num_steps: int) -> None:
+        """Send the weights after so many steps, unless that was done; all processes call it."""
+        if self._sampler is None or self._sent == num_steps:
             return
         if self._accelerator.is_main_process:
             if self._folder is None:
@@ -59,10 +53,3 @@ class WeightSender:
                 shutil.rmtree(self._folder / f"step-{self._sent:08d}", ignore_errors=True)
         self._accelerator.wait_for_everyone()
         self._sent = num_steps
-
-    def _any(self, needed: bool) -> bool:
-        # A process may have no row of the student's in a step where another has some.
-        if self._accelerator.num_processes == 1:
-            return needed
-        count = torch.tensor(float(needed), device=self._accelerator.device)
-        return bool(self._accelerator.reduce(count, "sum") > 0)

@@ -1,7 +1,6 @@
 """Text for the rows of a batch: the data set's own, or sampled from the student or the teacher."""
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,20 +55,23 @@ class Writer:
         path: tuple[int | str, ...],
         *,
         num_steps: int,
-        ready: Mapping[int, tuple[int, ...]] = MappingProxyType({}),
+        ready: Mapping[int, tuple[int, ...]] | None = None,
     ) -> dict[int, TokenRow]:
-        """Return the rows with the text of their sources.
+        """Return the rows with the text of their sources; all processes call it together.
 
         Args:
             rows: Rows by their index in the batch.
             sources: The source of every row of the batch.
             path: With the row's index it names the seed of its sample.
             num_steps: Steps that the student has taken.
-            ready: Texts that were sampled before.
+            ready: The student's texts, if they were sampled before.
         """
-        completions = {i: row.completion_ids or () for i, row in rows.items()} | dict(ready)
+        completions = {i: row.completion_ids or () for i, row in rows.items()} | dict(ready or {})
         for source in ("student", "teacher"):
-            chosen = [i for i in rows if sources[i] == source and i not in ready]
+            # The same on every process, rows of its own or not: some wait for each other.
+            if source not in sources or (source == "student" and ready is not None):
+                continue
+            chosen = [i for i in rows if sources[i] == source]
             seeds = [derive(self._config.seed, *path, i) for i in chosen]
             sampled = self.sample(source, [rows[i] for i in chosen], seeds, num_steps=num_steps)
             completions |= zip(chosen, sampled, strict=True)
@@ -85,7 +87,7 @@ class Writer:
     ) -> list[tuple[int, ...]]:
         """Return one sampled completion per row; the model is in evaluation mode meanwhile.
 
-        All processes call it, with rows or without.
+        All processes call it together, those without rows too.
 
         Args:
             source: "student" or "teacher".
@@ -97,7 +99,7 @@ class Writer:
             ValueError: If the sampler fails, gives no token ids, or ids that one model lacks.
         """
         if source == "student":
-            self._send_weights(num_steps, needed=bool(rows))
+            self._send_weights(num_steps)
         if not rows:
             return []
         model = self._models[source]
