@@ -1,6 +1,6 @@
 """The orderings that GKD and DistillSpec report, on models that learn in seconds.
 
-    python benchmarks/distill_orderings.py            # 15 minutes of CPU time: 8 on two idle cores
+    python benchmarks/distill_orderings.py            # 9 minutes on two cores
     python benchmarks/distill_orderings.py --quick    # a minute; every part, no meaningful numbers
 
 Every model learns the same kind of text: errands on a random map (:mod:`selftrain.bench.walks`), a
