@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from model_server import ModelServer
 
 from selftrain.decoding import EndpointSampler, HFSampler, SamplingParams
@@ -174,4 +173,3 @@ def test_empty_prompts_are_refused_before_anything_is_sent(serve):
         with pytest.raises(ValueError, match="empty"):
             sampler.sample(prompts, params=PARAMS)
     assert server.requests == []
-    assert torch.is_grad_enabled()
