@@ -1,0 +1,68 @@
+"""One sampled completion with everything that is known about where it came from."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from selftrain._core.config import from_dict, to_dict
+from selftrain._core.rng import derive
+from selftrain.tasks.base import Grade
+
+SampleKey = tuple[int, str, int]
+"""Round, problem id and index: unique within a run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """A completion of a problem, its provenance, and its grade once it has one."""
+
+    round: int
+    """The round that drew it, from 0."""
+    problem_id: str
+    """Which problem it answers."""
+    index: int
+    """Its number among the completions of this problem in this round."""
+    seed: int
+    """What its noise was drawn from."""
+    text: str
+    """The completion."""
+    token_ids: tuple[int, ...] | None
+    """The sampled ids, end-of-sequence token included; None where a server gives none."""
+    finish_reason: Literal["stop", "length", "error"]
+    """Ended by itself, by the token budget, or by a failure."""
+    log_prob: float | None
+    """Sum of its tokens' log-probabilities under the law sampled from; None where not known."""
+    policy: str
+    """Fingerprint of the weights that wrote it."""
+    sampling: str
+    """Fingerprint of the sampling parameters."""
+    grade: Grade | None = None
+    """The judgement, if it was judged."""
+
+    @property
+    def key(self) -> SampleKey:
+        """What identifies it within a run."""
+        return self.round, self.problem_id, self.index
+
+    @property
+    def score(self) -> float | None:
+        """The grade's score; None where it was not or could not be judged."""
+        return None if self.grade is None else self.grade.score
+
+    def graded(self, grade: Grade) -> "Sample":
+        """Return the sample with a grade."""
+        return replace(self, grade=grade)
+
+
+def sample_seed(seed: int, round: int, problem_id: str, index: int) -> int:
+    """Return the seed of one sample, a function of its key and the run's seed alone."""
+    return derive(seed, "sample", round, problem_id, index)
+
+
+def to_row(sample: Sample) -> dict[str, object]:
+    """Return a sample as a JSON object."""
+    return to_dict(sample)
+
+
+def from_row(row: dict[str, object]) -> Sample:
+    """Read what :func:`to_row` wrote."""
+    return from_dict(Sample, row)
