@@ -114,16 +114,33 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 def append_jsonl(path: str | Path, row: dict[str, Any]) -> None:
     """Add one row to a JSONL file. A row cut off by a crash is dropped by :func:`read_jsonl`."""
+    append_bytes(path, (json.dumps(row) + "\n").encode("utf-8"))
+
+
+def append_bytes(path: str | Path, data: bytes) -> None:
+    """Add ``data`` at the end of a file and hand it to the system: all of it or, on error, none.
+
+    What was handed over survives the process, not a loss of power: see :func:`sync_file`.
+    """
     path = Path(path)
-    line = json.dumps(row) + "\n"
     size = path.stat().st_size if path.exists() else 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with path.open("ab") as file:
+            file.write(data)
     except OSError as error:
         with contextlib.suppress(OSError):
-            os.truncate(path, size)  # a row written in part would spoil the next one
+            os.truncate(path, size)  # a part of the data would spoil what comes next
+        _raise_cannot_write(path, error)
+
+
+def sync_file(path: str | Path) -> None:
+    """Wait until what was written to a file is on the disk, which may be found full only now."""
+    path = Path(path)
+    try:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    except OSError as error:
         _raise_cannot_write(path, error)
 
 
