@@ -49,7 +49,7 @@ def load_json(cls: type[ConfigT], path: Path) -> ConfigT:
 
 
 def fingerprint(data: Any) -> str:
-    """Return 16 hexadecimal digits that change with any value in ``data``, configs or plain data."""
+    """Return 16 hexadecimal digits that change with any value in ``data``, a config or plain."""
     text = json.dumps(_plain(data), sort_keys=True, ensure_ascii=False)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

@@ -2,16 +2,13 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from selftrain._core.checks import check_choice, check_int, check_range
 from selftrain.decoding.params import SamplingParams
+from selftrain.loops.dedupe import DedupeName
 from selftrain.training.finetune import FinetuneConfig
 from selftrain.training.optim import OptimConfig
-
-Dedupe = Literal["none", "text", "tokens", "equations"]
-"""By what samples of one problem count as one; see :func:`selftrain.loops.select`."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImproveConfig:
@@ -113,9 +110,9 @@ class ReSTEMConfig:
     """How they are drawn."""
     cap: int | None = 10
     """Most samples of one problem that are trained on, chosen at random; None: all."""
-    threshold: float = 0.5
-    """Samples with a score above it are trained on."""
-    dedupe: Dedupe = "none"
+    min_score: float = 1.0
+    """The least score that is good enough to train on."""
+    dedupe: DedupeName | None = None
     """By what samples of a problem count as one. Off in ReST-EM, for a reason: a solution that
     comes up often is more likely to be right all the way, and repetition keeps that weight."""
     weighting: Literal["sample", "problem"] = "sample"
@@ -151,8 +148,8 @@ class ReSTEMConfig:
         for name in ("cap", "patience"):
             if getattr(self, name) is not None:
                 check_int(name, getattr(self, name), low=1)
-        check_range("threshold", self.threshold, low=0.0, high=1.0, high_open=True)
-        check_choice("dedupe", self.dedupe, ("none", "text", "tokens", "equations"))
+        check_range("min_score", self.min_score, low=0.0, high=1.0)
+        check_choice("dedupe", self.dedupe, (None, *get_args(DedupeName)))
         check_choice("weighting", self.weighting, ("sample", "problem"))
         check_choice("restart", self.restart, ("base", "last"))
         check_choice("data", self.data, ("round", "all"))
@@ -171,7 +168,7 @@ class ReSTEMConfig:
 
     @classmethod
     def paper_apps(cls) -> Self:
-        """Return ReST-EM's settings for APPS: 64 samples, cap 10, and the second round regresses."""
+        """Return ReST-EM's settings for APPS: 64 samples, cap 10; the second round regresses."""
         return cls(num_samples=64, num_rounds=2)
 
     @classmethod
@@ -198,7 +195,7 @@ class ReSTEMConfig:
 
     @classmethod
     def rft(cls) -> Self:
-        """Return RFT (2308.01825): 100 samples once, one of each list of equations, and SFT data."""
+        """Return RFT (2308.01825): 100 samples once, one a list of equations, and SFT data."""
         return cls(
             num_rounds=1,
             num_samples=100,
@@ -211,7 +208,7 @@ class ReSTEMConfig:
 
     @classmethod
     def vstar(cls) -> Self:
-        """Return V-STaR's generator loop (2402.06457): 16 samples, 3 rounds, buffers of all data."""
+        """Return V-STaR's generator loop (2402.06457): 16 samples, 3 rounds, all data so far."""
         return cls(
             num_rounds=3,
             num_samples=16,

@@ -148,7 +148,7 @@ def finetune(
                     found["loss"] = _evaluate(learner, eval_dataset, token_losses)
                 metrics |= {f"eval/{name}": value for name, value in found.items()}
                 if learner.accelerator.is_main_process:
-                    best.offer(found, step + 1, Snapshot.take(model).save)
+                    best.offer(found, step + 1, lambda path: Snapshot.take(model).save(path))
             run.finish_step(step, metrics)
     if best.folder is not None:
         learner.accelerator.wait_for_everyone()
