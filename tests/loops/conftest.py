@@ -14,7 +14,10 @@ class FirstCharacter:
 
     def grade(self, problems, texts):
         return [
-            Grade(float(text[:1] == problem.answer), "correct" if text[:1] == problem.answer else "wrong")
+            Grade(
+                float(text[:1] == problem.answer),
+                "correct" if text[:1] == problem.answer else "wrong",
+            )
             for problem, text in zip(problems, texts, strict=True)
         ]
 

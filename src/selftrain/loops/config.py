@@ -10,6 +10,7 @@ from selftrain.loops.dedupe import DedupeName
 from selftrain.training.finetune import FinetuneConfig
 from selftrain.training.optim import OptimConfig
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImproveConfig:
     """How a model is trained on the selected samples; the papers do not publish theirs."""

@@ -1,13 +1,16 @@
 """What a model can do on problems: pass@1, pass@k and majority votes, with their uncertainty."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
+from selftrain import stats
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.sampler import Sampler
 from selftrain.loops.sample import Sample, sample_seed

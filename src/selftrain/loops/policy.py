@@ -48,7 +48,7 @@ class Policy:
 
         All processes call it together.
         """
-        self._hold("base" if folder is None else folder)
+        self.hold(folder)
         if not isinstance(self.sampler, WeightSync) or self._sent == self._held:
             return
         if folder is None:
@@ -63,7 +63,7 @@ class Policy:
 
     def start_training(self, folder: Path | None) -> None:
         """Give the model the weights in ``folder`` (None: the first ones), to be changed."""
-        self._hold("base" if folder is None else folder)
+        self.hold(folder)
         self._held = ""
 
     def save(self, folder: Path) -> None:
@@ -77,11 +77,22 @@ class Policy:
         """Return a fingerprint of the trainable weights of the moment."""
         return Snapshot.take(self.model).fingerprint()
 
-    def _hold(self, source: Path | str) -> None:
+    def hold(self, folder: Path | None) -> None:
+        """Give the model, not an outside sampler, the weights in ``folder`` (None: the first ones).
+
+        Raises:
+            ValueError: If there are no weights in the folder.
+        """
+        source = "base" if folder is None else folder
         if self._held == source:
             return
-        if isinstance(source, Path):
-            load_weights(self.model, source)
-        else:
+        if folder is None:
             self.base.restore(self.model)
+        elif folder.exists():
+            load_weights(self.model, folder)
+        else:
+            raise ValueError(
+                f"{folder} does not exist: the weights wanted are those that an earlier round has "
+                "still to train; call its improve first."
+            )
         self._held = source

@@ -144,7 +144,7 @@ class ReSTEM:
                 stopped = f"validation pass@1 was not better in round {number}"
                 break
         best = max([start, *rounds], key=lambda round: round.validation)  # ties: the earliest
-        self.load_policy(best.number + 1)
+        self.policy.hold(self._weights_before(best.number + 1))
         return LoopResult(start=start, rounds=tuple(rounds), best=best, stopped=stopped)
 
     def files(self, number: int) -> RoundFiles:
@@ -237,12 +237,11 @@ class ReSTEM:
         files = self.files(number)
         samples = [] if number == START else self._load(number)
         scores = [sample.score for sample in samples if sample.score is not None]
-        solved = {s.problem_id for s in samples if (s.score or 0) >= self.config.min_score}
         done = Round(
             number=number,
             num_samples=len(samples),
             pass_fraction=sum(scores) / max(len(scores), 1),
-            solved_fraction=len(solved) / len(self.task),
+            solved_fraction=len(self._solved(samples)) / len(self.task),
             num_selected=len(read_jsonl(files.rows)),
             selection={} if number == START else self._select(number).counts,
             evaluations=evaluations,
@@ -327,9 +326,13 @@ class ReSTEM:
     def _unsolved(self, number: int) -> Task | None:
         """Return the problems without a good first attempt; None if there are none."""
         samples = SampleStore(self.files(number).samples).load()
-        solved = {s.problem_id for s in samples if (s.score or 0) >= self.config.min_score}
+        solved = self._solved(samples)
         left = tuple(problem for problem in self.task.problems if problem.id not in solved)
         return replace(self.task, problems=left) if left else None
+
+    def _solved(self, samples: Sequence[Sample]) -> set[str]:
+        least = self.config.min_score
+        return {s.problem_id for s in samples if s.score is not None and s.score >= least}
 
     def _load(self, number: int) -> list[Sample]:
         """Return all samples of a round, the hinted ones last."""

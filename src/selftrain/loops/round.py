@@ -66,7 +66,7 @@ class Round:
     """Problems with at least one sample that was good enough to train on."""
     num_selected: int
     """Rows trained on."""
-    selection: dict[str, float]
+    selection: dict[str, int]
     """Counts of what was kept and left out, by reason."""
     evaluations: dict[str, Evaluation]
     """By name: "validation", "train" and, if there is one, "test"."""
@@ -107,6 +107,7 @@ class LoopResult:
     rounds: tuple[Round, ...]
     """Those that were finished, in order."""
     best: Round
-    """The one with the best validation score, the start included; the model holds its weights."""
+    """The one with the best validation score, the start included; the model has its weights, and a
+    server those it was told of last."""
     stopped: str
     """Why there was no further round."""

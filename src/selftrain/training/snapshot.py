@@ -57,7 +57,7 @@ class Snapshot:
                 f"{' ...' if len(wrong) > 5 else ''}."
             )
         for name, parameter in own.items():
-            parameter.copy_(kept[name])
+            parameter.copy_(self.tensors[name])
 
     def save(self, folder: str | Path) -> None:
         """Write the copies to a file in ``folder``, atomically."""
