@@ -221,6 +221,8 @@ class ReSTEM:
                     show_progress=self._show,
                     title=f"round {number}: training",
                 )
+            # Else the next round's DDP would find this one's hooks on the same parameters.
+            self.accelerator.free_memory()
             self.policy.save(files.model)
         if self.accelerator.is_main_process:
             remove_checkpoints(files.training)
