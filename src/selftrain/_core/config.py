@@ -1,9 +1,11 @@
 """Frozen dataclasses to plain data and back, strictly: an unknown key is an error."""
 
 import dataclasses
+import hashlib
 import json
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +48,12 @@ def load_json(cls: type[ConfigT], path: Path) -> ConfigT:
     return from_dict(cls, read_json(path))
 
 
+def fingerprint(data: Any) -> str:
+    """Return 16 hexadecimal digits that change with any value in ``data``, a config or plain."""
+    text = json.dumps(_plain(data), sort_keys=True, ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Return one line ``field: old -> new`` for every value that differs, nested fields dotted."""
     lines = []
@@ -63,6 +71,8 @@ def _plain(value: Any) -> Any:
         return to_dict(value)
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
     if isinstance(value, Path):
         return str(value)
     return value

@@ -16,7 +16,6 @@ from selftrain._core.checks import check_not_empty
 from selftrain._core.config import load_json, save_json
 from selftrain._core.io import atomic_folder, write_text
 from selftrain._core.rng import derive
-from selftrain.distill.best import Best, Judge
 from selftrain.distill.config import DistillConfig, Source
 from selftrain.distill.heads import Scorer
 from selftrain.distill.losses import step_losses
@@ -33,6 +32,7 @@ from selftrain.distill.texts import check_row, draw_sources
 from selftrain.distill.writer import Writer
 from selftrain.nn.modes import recompute_activations, training_mode
 from selftrain.training.batch import MicroBatch, TokenRow
+from selftrain.training.best import Best, Judge
 from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
 from selftrain.training.finetune import Rows
 from selftrain.training.learner import Learner, RowValues, StepLosses

@@ -3,21 +3,12 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from transformers import PreTrainedModel
 
 from selftrain._core.io import atomic_folder
-
-
-@runtime_checkable
-class WeightSync(Protocol):
-    """A sampler that has to be told of new weights, such as a server."""
-
-    def load_weights(self, path: Path) -> None:
-        """Sample with the weights in the folder from now on."""
-        ...
+from selftrain.decoding.weights import WeightSync
 
 
 class WeightSender:

@@ -76,7 +76,7 @@ def from_row(row: dict[str, Any]) -> Sample:
     if not row.keys() <= set(_FIELDS):
         return from_dict(Sample, row)  # says which
     ids, grade = row.get("token_ids"), row.get("grade")
-    typed = {
+    typed: dict[str, Any] = {
         "token_ids": None if ids is None else tuple(ids),
         "grade": None if grade is None else from_dict(Grade, grade),
     }

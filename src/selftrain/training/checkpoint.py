@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,13 @@ def load_checkpoint(
     _restore_model(path, model, tensors)
     _restore_optimizer(model, optimizer, tensors)
     return Checkpoint(step=metadata["step"], extra=metadata["extra"])
+
+
+def remove_checkpoints(folder: str | Path) -> None:
+    """Remove what a finished run kept in order to be continued; its metrics stay."""
+    for path in _files(Path(folder)).values():
+        path.unlink(missing_ok=True)
+    shutil.rmtree(Path(folder) / "best", ignore_errors=True)
 
 
 def _files(folder: Path) -> dict[int, Path]:

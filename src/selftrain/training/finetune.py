@@ -6,17 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from selftrain._core.checks import check_not_empty
+from selftrain._core.checks import check_int, check_not_empty
+from selftrain.nn.modes import training_mode
 from selftrain.training.batch import MicroBatch, TokenRow, scored_logits, takes_logits_to_keep
+from selftrain.training.best import Best, Judge
 from selftrain.training.learner import Learner, RowValues, StepLosses, TokenLosses
 from selftrain.training.loop import Report, TrainingRun
 from selftrain.training.optim import OptimConfig, learning_rate_at
 from selftrain.training.order import batch_indices
 from selftrain.training.settings import Normalize, check_step_settings
+from selftrain.training.snapshot import Snapshot
 
 
 class Rows(Protocol):
@@ -53,9 +57,14 @@ class FinetuneConfig:
     """Steps between checkpoints; None: only after the last step."""
     eval_every: int | None = None
     """Steps between evaluations; None: only after the last step."""
+    patience: int | None = None
+    """Evaluations without a better one after which training stops; None: never. Needs
+    ``keep_best``."""
 
     def __post_init__(self) -> None:
         check_step_settings(self)
+        if self.patience is not None:
+            check_int("patience", self.patience, low=1)
 
 
 def finetune(
@@ -65,6 +74,8 @@ def finetune(
     *,
     output_dir: str | Path | None = None,
     eval_dataset: Rows | None = None,
+    judge: Judge | None = None,
+    keep_best: str | None = None,
     accelerator: Accelerator | None = None,
     show_progress: bool = True,
     title: str = "finetune",
@@ -83,6 +94,10 @@ def finetune(
         config: Settings; None: the defaults.
         output_dir: Where metrics and the newest checkpoint go; None: nothing is written.
         eval_dataset: Rows of the same form; their loss is logged as ``eval/loss``.
+        judge: Called with the model whenever it is evaluated, on all processes, and returns the
+            same numbers on all of them, to log as ``eval/...``.
+        keep_best: Which of the evaluation's numbers to choose the model by: the parameters with
+            which it was largest are the model's at the end. They lie in ``output_dir/best``.
         accelerator: The process layer; None makes one.
         show_progress: Whether to show a bar with the loss and the time left.
         title: The run's name on the bar and in the log.
@@ -92,7 +107,8 @@ def finetune(
         ``tokens_per_second`` and, if asked for, ``eval/loss``.
 
     Raises:
-        ValueError: If a data set is empty or a row is not of this form.
+        ValueError: If a data set is empty or a row is not of this form, or if ``keep_best`` or
+            ``patience`` lacks what it needs.
         RunConflictError: If ``output_dir`` holds a run with another configuration.
         FloatingPointError: If the loss is not finite; the message names step and row.
     """
@@ -101,6 +117,9 @@ def finetune(
     token_row(dataset[0])
     if eval_dataset is not None:
         check_not_empty("eval_dataset", eval_dataset)
+    if config.patience is not None and keep_best is None:
+        raise ValueError(f"patience={config.patience} needs keep_best, the number to be better in.")
+    best = Best(output_dir, keep_best, judged=judge is not None or eval_dataset is not None)
     slices_logits = takes_logits_to_keep(model)
     learner = Learner(model, config, accelerator or Accelerator())
 
@@ -113,6 +132,8 @@ def finetune(
         learner, stage=title, output_dir=output_dir, show_progress=show_progress
     ) as run:
         for step in run.steps():
+            if _is_stale(best, step, learner):
+                break
             start = time.perf_counter()
             chosen = batch_indices(
                 config.seed, step, num_items=len(dataset), batch_size=config.batch_size
@@ -121,10 +142,38 @@ def finetune(
             names = [f"row {i}" for i in chosen]
             result = learner.learn(rows, token_losses, step=step, num_rows=len(chosen), names=names)
             metrics = _metrics(result, config, step, time.perf_counter() - start)
-            if eval_dataset is not None and run.eval_due(step):
-                metrics["eval/loss"] = _evaluate(learner, eval_dataset, token_losses)
+            if run.eval_due(step):
+                found = {} if judge is None else dict(_judged(model, judge))
+                if eval_dataset is not None:
+                    found["loss"] = _evaluate(learner, eval_dataset, token_losses)
+                metrics |= {f"eval/{name}": value for name, value in found.items()}
+                if learner.accelerator.is_main_process:
+                    best.offer(found, step + 1, lambda path: Snapshot.take(model).save(path))
             run.finish_step(step, metrics)
+    if best.folder is not None:
+        learner.accelerator.wait_for_everyone()
+        Snapshot.load(best.folder).restore(model)
     return run.report()
+
+
+def _judged(model: nn.Module, judge: Judge) -> Mapping[str, float]:
+    with training_mode(False, model), torch.no_grad():
+        return judge(model)
+
+
+def _is_stale(best: Best, steps: int, learner: Learner) -> bool:
+    """Return whether the last ``patience`` evaluations brought nothing better."""
+    config: Any = learner.config
+    patience, every = config.patience, config.eval_every
+    if patience is None or every is None or steps % every:
+        return False
+    stale = best.step is not None and steps - best.step >= patience * every
+    if learner.accelerator.num_processes > 1:
+        # Only the main process knows for sure what lies on the disk.
+        flag = torch.tensor(float(stale and learner.accelerator.is_main_process))
+        flag = flag.to(learner.accelerator.device)
+        return bool(learner.accelerator.reduce(flag, "sum"))
+    return stale
 
 
 def token_row(row: Mapping[str, Any]) -> TokenRow:
