@@ -17,7 +17,6 @@ from selftrain._core.config import load_json, save_json
 from selftrain._core.io import atomic_folder, write_text
 from selftrain._core.rng import derive
 from selftrain.distill.config import DistillConfig, Source
-from selftrain.distill.heads import Scorer
 from selftrain.distill.losses import step_losses
 from selftrain.distill.model_card import model_card_of
 from selftrain.distill.models import load_student
@@ -35,6 +34,7 @@ from selftrain.training.batch import MicroBatch, TokenRow
 from selftrain.training.best import Best, Judge
 from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
 from selftrain.training.finetune import Rows
+from selftrain.training.heads import Scorer
 from selftrain.training.learner import Learner, RowValues, StepLosses
 from selftrain.training.loop import Report, TrainingRun
 from selftrain.training.optim import learning_rate_at
