@@ -19,7 +19,6 @@ from selftrain._core.rng import derive
 from selftrain.distill.config import DistillConfig, Source
 from selftrain.distill.losses import step_losses
 from selftrain.distill.model_card import model_card_of
-from selftrain.distill.models import load_student
 from selftrain.distill.pair import check_pair, end_tokens
 from selftrain.distill.reward import Reward, advantages, check_reward, gather_scores, score
 from selftrain.distill.rows import EncodedRow, RowEncoder, has_completion
@@ -39,6 +38,7 @@ from selftrain.training.learner import Learner, RowValues, StepLosses
 from selftrain.training.loop import Report, TrainingRun
 from selftrain.training.optim import learning_rate_at
 from selftrain.training.order import batch_indices
+from selftrain.training.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from selftrain.decoding.sampler import Sampler
@@ -345,7 +345,7 @@ class Distiller:
 
         path = Path(path)
         distiller = cls(
-            load_student(path),
+            load_pretrained(path),
             teacher,
             AutoTokenizer.from_pretrained(path),  # pyrefly: ignore[bad-argument-type]
             load_json(DistillConfig, path / _CONFIG_FILE),

@@ -9,6 +9,7 @@ from selftrain.training.optim import OptimConfig, build_optimizer, learning_rate
 from selftrain.training.order import batch_indices
 from selftrain.training.preference import PreferenceConfig, train_preferences
 from selftrain.training.preference_loss import PreferenceGroup, dpo_loss
+from selftrain.training.snapshot import weights_fingerprint
 
 __all__ = [
     "Checkpoint",
@@ -27,4 +28,5 @@ __all__ = [
     "save_checkpoint",
     "sequence_log_probs",
     "train_preferences",
+    "weights_fingerprint",
 ]

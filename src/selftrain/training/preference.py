@@ -18,6 +18,7 @@ from selftrain.training.preference_loss import PreferenceGroup, num_pairs_of
 from selftrain.training.preference_step import GroupStep
 from selftrain.training.row_scores import RowScorer
 from selftrain.training.settings import RunSettings, check_run_settings
+from selftrain.training.snapshot import weights_fingerprint
 from selftrain.training.updates import Updater
 
 ProblemWeighting = Literal["pair", "problem"]
@@ -84,6 +85,7 @@ def train_preferences(
     *,
     output_dir: str | Path | None = None,
     eval_groups: Sequence[PreferenceGroup] | None = None,
+    reference: str | None = None,
     accelerator: Accelerator | None = None,
     show_progress: bool = True,
     title: str = "preference",
@@ -108,6 +110,9 @@ def train_preferences(
         config: Settings; None: the defaults.
         output_dir: Where metrics and the newest checkpoint go; None: nothing is written.
         eval_groups: Groups of other problems; measured as ``eval/loss`` and so on.
+        reference: The :func:`selftrain.training.weights_fingerprint` of the model that the
+            reference log-probabilities are of; checked if given, since the loss means little unless
+            the model starts from there.
         accelerator: The process layer; None makes one.
         show_progress: Whether to show a bar with the loss and the time left.
         title: The run's name on the bar and in the log.
@@ -119,7 +124,8 @@ def train_preferences(
         and ``eval/margin``. Means are over the pairs or the problems, as they are weighed.
 
     Raises:
-        ValueError: If there is no group, or one has an answer without a scored token.
+        ValueError: If there is no group, one has an answer without a scored token, or the model is
+            not the reference.
         RunConflictError: If ``output_dir`` holds a run with another configuration.
         FloatingPointError: If a log-probability is not finite; the message names step and group.
     """
@@ -128,6 +134,12 @@ def train_preferences(
     if eval_groups is not None:
         check_not_empty("eval_groups", eval_groups)
         _check_groups("eval_groups", eval_groups, model)
+    if reference is not None and weights_fingerprint(model) != reference:
+        raise ValueError(
+            f"reference={reference!r}, but the model's weights are {weights_fingerprint(model)!r}: "
+            "the reference log-probabilities are of another model than training starts from. Load "
+            "the reference's weights, or compute the log-probabilities anew."
+        )
     config = (config or PreferenceConfig()).resolved(len(groups))
     settings = cast(RunSettings, config)  # now that it has num_steps
     updater = Updater(model, settings, accelerator or Accelerator())
