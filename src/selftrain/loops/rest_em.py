@@ -16,7 +16,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from selftrain._core.io import read_jsonl, recover_folder, write_jsonl
+from selftrain._core.io import read_json, read_jsonl, recover_folder, write_json, write_jsonl
 from selftrain._core.rng import derive
 from selftrain._core.run import open_run
 from selftrain.decoding.sampler import Sampler
@@ -63,6 +63,8 @@ class ReSTEM:
         sampler: Draws the training samples and those of evaluations; None: in process. A server
             with ``load_weights`` is told of new weights.
         hint: What a model reads at a second attempt, the answer given away, for ``rationalize``.
+        choose: Called with a round's number and its graded samples, in all processes together;
+            only what it returns can be selected. Called once a round, whatever is interrupted.
         accelerator: The process layer; None makes one.
         on_samples: Called with the samples of every chunk.
         on_round: Called with every round that is over.
@@ -89,6 +91,7 @@ class ReSTEM:
         test: Task | None = None,
         sampler: Sampler | None = None,
         hint: Callable[[Problem], PromptText] | None = None,
+        choose: Callable[[int, list[Sample]], Sequence[Sample]] | None = None,
         accelerator: Accelerator | None = None,
         on_samples: Callable[[Sequence[Sample]], None] | None = None,
         on_round: Callable[[Round], None] | None = None,
@@ -109,8 +112,9 @@ class ReSTEM:
             sampler=sampler,
             batch_size=self.config.batch_size,
         )
-        self._rows = RowWriter(task, model, tokenizer)
-        self._hint, self._on_samples, self._on_round = hint, on_samples, on_round
+        self.row_writer = RowWriter(task, model, tokenizer)
+        self._hint, self._choose = hint, choose
+        self._on_samples, self._on_round = on_samples, on_round
         self._show = show_progress and self.accelerator.is_main_process
         self._seconds: dict[str, float] = {}
         identity = RunIdentity.of(self.config, self.policy.base, task, validation, test)
@@ -144,7 +148,7 @@ class ReSTEM:
                 stopped = f"validation pass@1 was not better in round {number}"
                 break
         best = max([start, *rounds], key=lambda round: round.validation)  # ties: the earliest
-        self.policy.hold(self._weights_before(best.number + 1))
+        self.policy.hold(self.weights_before(best.number + 1))
         return LoopResult(start=start, rounds=tuple(rounds), best=best, stopped=stopped)
 
     def files(self, number: int) -> RoundFiles:
@@ -184,13 +188,19 @@ class ReSTEM:
 
         The result depends on the set of samples alone, not on the order in which they came.
         """
-        selection, files = self._select(number), self.files(number)
+        files = self.files(number)
+        if self._choose is not None and not files.chosen.exists():
+            chosen = self._choose(number, self.samples(number))
+            if self.accelerator.is_main_process:
+                write_json(files.chosen, [sample.key for sample in chosen])
+            self.accelerator.wait_for_everyone()
+        selection = self._select(number)
         if self.accelerator.is_main_process and not files.rows.exists():
-            rows = self._rows.of_samples(
+            rows = self.row_writer.of_samples(
                 selection.samples, selection.weights, selection.multiplicity
             )
             if self.config.with_solutions and rows:
-                rows = [*self._rows.of_solutions(), *rows]
+                rows = [*self.row_writer.of_solutions(), *rows]
             write_jsonl(files.rows, rows)
         self.accelerator.wait_for_everyone()
         return selection
@@ -204,7 +214,7 @@ class ReSTEM:
         recover_folder(files.model)
         if not files.model.exists():
             last = number != START and self.config.restart == "last"
-            self.policy.start_training(self._weights_before(number) if last else None)
+            self.policy.start_training(self.weights_before(number) if last else None)
             rows = read_jsonl(files.rows)
             config = self.config.improve.for_rows(
                 len(rows), round=max(number, 0), seed=derive(self.config.seed, "improve", number)
@@ -237,7 +247,7 @@ class ReSTEM:
         with self._timed("evaluate"):
             evaluations = {name: self._evaluate(number, name, t) for name, t in tasks.items()}
         files = self.files(number)
-        samples = [] if number == START else self._load(number)
+        samples = [] if number == START else self.samples(number)
         scores = [sample.score for sample in samples if sample.score is not None]
         done = Round(
             number=number,
@@ -258,14 +268,23 @@ class ReSTEM:
 
     def load_policy(self, number: int) -> None:
         """Give model and sampler the weights that round ``number`` samples with."""
-        self.policy.load(self._weights_before(number))
+        self.policy.load(self.weights_before(number))
 
-    def _weights_before(self, number: int) -> Path | None:
+    def weights_before(self, number: int) -> Path | None:
         """Return the folder of the weights before a round; None for the first weights."""
         before = number - 1
         if before < START or (before == START and not self.config.solutions_first):
             return None
         return self.files(before).model
+
+    def samples(self, number: int) -> list[Sample]:
+        """Return the graded samples of a round, the hinted ones last, less what was not chosen."""
+        files = self.files(number)
+        found = [*SampleStore(files.samples).load(), *SampleStore(files.hinted).load()]
+        if not files.chosen.exists():
+            return found
+        chosen = {tuple(key) for key in read_json(files.chosen)}
+        return [sample for sample in found if sample.key in chosen]
 
     def _start(self) -> Round:
         files = self.files(START)
@@ -274,7 +293,7 @@ class ReSTEM:
             return done
         if self.config.solutions_first:
             if self.accelerator.is_main_process and not files.rows.exists():
-                write_jsonl(files.rows, self._rows.of_solutions())
+                write_jsonl(files.rows, self.row_writer.of_solutions())
             self.accelerator.wait_for_everyone()
             self.improve(START)
         return self.evaluate(START)
@@ -336,16 +355,11 @@ class ReSTEM:
         least = self.config.min_score
         return {s.problem_id for s in samples if s.score is not None and s.score >= least}
 
-    def _load(self, number: int) -> list[Sample]:
-        """Return all samples of a round, the hinted ones last."""
-        files = self.files(number)
-        return [*SampleStore(files.samples).load(), *SampleStore(files.hinted).load()]
-
     def _select(self, number: int) -> Selection:
         config = self.config
         rounds = range(number + 1) if config.data == "all" else [number]
         return select(
-            [sample for of_round in rounds for sample in self._load(of_round)],
+            [sample for of_round in rounds for sample in self.samples(of_round)],
             cap=config.cap,
             dedupe=config.dedupe,
             min_score=config.min_score,

@@ -28,6 +28,11 @@ class RoundFiles:
         return self.folder / "hinted"
 
     @property
+    def chosen(self) -> Path:
+        """The keys of the samples that may be selected; where it is missing, all may."""
+        return self.folder / "chosen.json"
+
+    @property
     def rows(self) -> Path:
         """The training set made of them."""
         return self.folder / "train.jsonl"
