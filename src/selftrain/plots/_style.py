@@ -1,7 +1,7 @@
 """What all figures share: colours, empty axes, headings, legends, and how a figure is written."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +104,7 @@ def legend(ax: "Axes", labels: Sequence[str]) -> None:
     )
 
 
-def check_length(name: str, values: Sequence[object], num: int, what: str) -> None:
+def check_length(name: str, values: Sized, num: int, what: str) -> None:
     """Raise ``ValueError`` unless ``values`` has ``num`` elements, one per ``what``."""
     if len(values) != num:
         raise ValueError(f"{name} must have one value per {what} ({num}), got {len(values)}.")
