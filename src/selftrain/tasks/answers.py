@@ -142,7 +142,7 @@ def _compatible(text: str) -> str:
     """Return the text in NFKC, with superscripts and vulgar fractions kept apart from digits."""
     if text.isascii():
         return text
-    spelled = []
+    spelled: list[str] = []
     for character in text:
         kind = unicodedata.decomposition(character).partition(" ")[0]
         if kind == "<super>" and not (spelled and spelled[-1].startswith("^")):

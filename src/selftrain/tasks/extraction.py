@@ -66,6 +66,16 @@ def extract_answer_is(text: str) -> str | None:
     return sentence.strip() or None
 
 
+def extract_final_answer(text: str) -> str | None:
+    """Return the last "#### x", else the last boxed answer, else the last "answer is x".
+
+    Example:
+        >>> extract_final_answer("The answer is 7.")
+        '7'
+    """
+    return _FINAL_ANSWER(text)
+
+
 def first_of(*extractors: Extractor) -> Extractor:
     r"""Return an extractor that tries others in turn and gives the first answer found.
 
@@ -126,5 +136,4 @@ def _braced(text: str, start: int) -> str | None:
     return None
 
 
-extract_final_answer = first_of(extract_after("####"), extract_boxed, extract_answer_is)
-"""The last "#### x", else the last boxed answer, else the last "answer is x"."""
+_FINAL_ANSWER = first_of(extract_after("####"), extract_boxed, extract_answer_is)

@@ -18,8 +18,7 @@ from selftrain.tasks.graders import check_pairs, reference_answer, votable
 
 _REMEMBERED = 2**16  # verdicts on distinct answers
 
-extract_math_answer = first_of(extract_boxed, extract_final_answer)
-r"""The last ``\boxed{...}``, else "#### x", else "answer is x"."""
+_BOXED_FIRST = first_of(extract_boxed, extract_final_answer)
 
 
 class MathGrader:
@@ -61,7 +60,7 @@ class MathGrader:
         num_workers: int = 2,
         timeout: float = 5.0,
         strict: bool = False,
-        extract: Extractor = extract_math_answer,
+        extract: Extractor = _BOXED_FIRST,
     ) -> None:
         check_int("num_workers", num_workers, low=1)
         check_range("timeout", timeout, low=0.0, low_open=True)
