@@ -73,7 +73,7 @@ def test_math500_answers_are_what_the_solutions_end_in_and_parse():
     with MathGrader() as grader, MathGrader(strict=True) as strict:
         assert statuses(grader, task.problems, solutions) == {"correct"}
         several = [p for p in task.problems if "," in p.answer or r"\pm" in p.answer]
-        assert len(several) > 30
+        assert len(several) >= 30
         assert statuses(strict, several, [p.solution for p in several]) == {"correct"}
         shifted = solutions[1:] + solutions[:1]
         for problem, grade in zip(task.problems, grader.grade(task.problems, shifted), strict=True):
