@@ -11,3 +11,7 @@ class MissingExtraError(SelftrainError, ImportError):
 
 class RunConflictError(SelftrainError, ValueError):
     """A run folder holds a run with another configuration; the message lists the differences."""
+
+
+class GradingError(SelftrainError, ValueError):
+    """A grader cannot do its work; what it would have judged is neither right nor wrong."""
