@@ -11,3 +11,7 @@ class MissingExtraError(SelftrainError, ImportError):
 
 class RunConflictError(SelftrainError, ValueError):
     """A run folder holds a run with another configuration; the message lists the differences."""
+
+
+class SandboxError(SelftrainError, RuntimeError):
+    """Programs cannot be run as safely as was asked for, or too often could not be run at all."""
