@@ -143,7 +143,9 @@ class _Log:
         self.trouble = self.trouble or (kind, detail)
         if stage in ("call", "assert"):
             offset = 0 if stage == "call" else len(self.calls)
-            self.results[range(len(self.results))[offset + int(number)]] = Result(kind, None, detail)
+            self.results[range(len(self.results))[offset + int(number)]] = Result(
+                kind, None, detail
+            )
         else:
             self.stopped = stage
 

@@ -7,7 +7,6 @@ send signals to themselves only.
 
 import ctypes
 import errno
-import os
 import platform
 import struct
 
@@ -87,41 +86,52 @@ def _step(code: int, k: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, k & 0xFFFFFFFF)
 
 
-def _unless_first_argument(number: int, allowed: list[int], *, bits: bool = False) -> bytes:
-    """Refuse call ``number`` unless its first argument is allowed (or has an allowed bit)."""
+def _refuse_unless(first_argument: list[int], *, bits: bool = False) -> bytes:
+    """Allow a call only if its first argument is one of these (or has one of these bits)."""
     test = _ANY_BIT if bits else _EQUAL
-    block = _step(_LOAD, _FIRST_ARGUMENT)
-    for place, value in enumerate(allowed):
-        block += _step(test, value, len(allowed) - place)
-    block += _step(_RETURN, _REFUSE) + _step(_RETURN, _ALLOW)
-    return _step(_EQUAL, number, 0, len(block) // 8) + block
+    code = _step(_LOAD, _FIRST_ARGUMENT)
+    for place, value in enumerate(first_argument):
+        code += _step(test, value, len(first_argument) - place)
+    return code + _step(_RETURN, _REFUSE) + _step(_RETURN, _ALLOW)
 
 
-def make_filter(*, own_signals_only: bool) -> bytes | None:
-    """Return the filter of this process as BPF code, or None on machines we have no numbers for.
+def _search(actions: list[tuple[int, bytes]]) -> bytes:
+    """Return code that does what is listed for a call, and allows the others, by binary search.
+
+    The kernel tries every number of a call when a filter is installed: a linear search made that
+    the greater part of starting a program.
+    """
+    if len(actions) == 1:
+        number, action = actions[0]
+        return _step(_EQUAL, number, 0, len(action) // 8) + action + _step(_RETURN, _ALLOW)
+    middle = len(actions) // 2
+    low, high = _search(actions[:middle]), _search(actions[middle:])
+    return _step(_AT_LEAST, actions[middle][0], len(low) // 8) + low + high
+
+
+def make_filter(*, own_pid: int | None = None) -> bytes | None:
+    """Return a filter as BPF code, or None on machines whose calls we have no numbers for.
 
     Args:
-        own_signals_only: Whether signals may go to this process and its group only.
+        own_pid: The only process, besides its own group, that may be sent signals; None if all may.
     """
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         return None
     column = list(_ARCHITECTURES).index(machine)
+    actions = {n[column]: _step(_RETURN, _REFUSE) for n in _DENIED.values() if n[column] >= 0}
+    # The flags of clone3 lie in memory, where a filter cannot look; without it clone is used.
+    actions[_CLONE3[column]] = _step(_RETURN, _ERRNO | errno.ENOSYS)
+    actions[_CLONE[column]] = _refuse_unless([_CLONE_THREAD], bits=True)
+    actions[_PRLIMIT[column]] = _refuse_unless([0])
+    if own_pid is not None:
+        actions[_KILL[column]] = _refuse_unless([own_pid, 0])
+        actions[_TGKILL[column]] = _refuse_unless([own_pid])
     code = _step(_LOAD, _ARCHITECTURE) + _step(_EQUAL, _ARCHITECTURES[machine], 1)
     code += _step(_RETURN, _KILL_PROCESS) + _step(_LOAD, _NUMBER)
     if machine == "x86_64":  # a second set of numbers for the same calls
         code += _step(_AT_LEAST, 0x40000000, 0, 1) + _step(_RETURN, _REFUSE)
-    for numbers in _DENIED.values():
-        if numbers[column] >= 0:
-            code += _step(_EQUAL, numbers[column], 0, 1) + _step(_RETURN, _REFUSE)
-    # The flags of clone3 lie in memory, where a filter cannot look; without it clone is used.
-    code += _step(_EQUAL, _CLONE3[column], 0, 1) + _step(_RETURN, _ERRNO | errno.ENOSYS)
-    code += _unless_first_argument(_PRLIMIT[column], [0])
-    if own_signals_only:
-        code += _unless_first_argument(_KILL[column], [os.getpid(), 0])
-        code += _unless_first_argument(_TGKILL[column], [os.getpid()])
-    code += _unless_first_argument(_CLONE[column], [_CLONE_THREAD], bits=True)
-    return code + _step(_RETURN, _ALLOW)
+    return code + _search(sorted(actions.items()))
 
 
 class _Program(ctypes.Structure):

@@ -11,7 +11,6 @@ import importlib
 import json
 import math
 import os
-import random
 import resource
 import select
 import signal
@@ -25,13 +24,14 @@ from . import folders, program
 
 # What solutions import most: importing once is cheaper than in every fork.
 PRELOADED = (
-    "abc bisect cmath collections copy dataclasses datetime decimal enum fractions functools hashlib heapq"
-    " inspect io itertools math numbers operator queue re statistics string struct sys textwrap time traceback"
-    " typing unicodedata"
+    "abc bisect cmath collections copy dataclasses datetime decimal enum fractions functools"
+    " heapq inspect io itertools math numbers operator queue random re statistics string struct sys textwrap threading"
+    " time traceback typing unicodedata"
 )
 _KEPT_OUTPUT = 4000
 _SWEEP_SECONDS = 10.0
 _HEADER = struct.Struct(">III")
+_PID_TO_COME = 0x7EADBEEF  # beyond the largest number of a process
 
 
 class _ParentGoneError(Exception):
@@ -47,8 +47,7 @@ class Server:
         self.level: str = config["level"]
         self.scratch: str = config["folder"]
         self.uid = self.gid = None
-        for name in PRELOADED.split():
-            importlib.import_module(name)
+        _preload()
         self.syscalls, self.seccomp = _optional("syscalls"), _optional("seccomp")
         if self.level == "L2":
             if config["enter"]:
@@ -58,7 +57,7 @@ class Server:
             self.scratch = "/tmp"  # noqa: S108 - in a file system of its own
             if os.getpid() != 1:
                 raise OSError("not the first process of a namespace")
-        self.filtered = config["filter"] and self._filter_works()
+        self.filter = self._working_filter() if config["filter"] else None
         if self.syscalls:
             with suppress(OSError):
                 self.syscalls.prctl(self.syscalls.PR_SET_DUMPABLE, 0)
@@ -71,7 +70,11 @@ class Server:
 
     def serve(self) -> None:
         """Answer requests until the parent closes its end."""
-        self._reply({"level": self.level, "filtered": bool(self.filtered)})
+        self._reply({"level": self.level, "filtered": self.filter is not None})
+        os.chdir(self.scratch)
+        os.environ.clear()
+        sys.path.pop(0)  # the folder that this package is in
+        compile("x = 1", "", "exec")  # what the first call sets up, every fork would
         gc.collect()
         gc.freeze()  # a collection in a fork would copy every page
         while True:
@@ -177,15 +180,12 @@ class Server:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.setsid()
+            # A group and no session: Linux schedules each session apart, which takes its time to set up.
+            os.setpgid(0, 0)
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.dup2(result, 3)
             os.closerange(4, 256)
-            os.chdir(self.scratch)
-            os.environ.clear()
-            sys.path.pop(0)  # the folder that this package is in
-            random.seed(0)
             relax = _set_limits(request, count_processes=self.level == "L2")
             self._give_up_rights()
             send = program.sender(3)
@@ -204,25 +204,23 @@ class Server:
         elif self.level == "L2":
             self.syscalls.prctl(self.syscalls.PR_SET_NO_NEW_PRIVS, 1)
             self.syscalls.drop_capabilities()
-        if self.filtered:
-            self.seccomp.apply_filter(self._filter_code())
+        if self.filter:
+            own, place = struct.pack("=I", os.getpid()), struct.pack("=I", _PID_TO_COME)
+            self.seccomp.apply_filter(self.filter.replace(place, own))
 
-    def _filter_works(self) -> bool:
-        if self._filter_code() is None:
-            return False
+    def _working_filter(self) -> bytes | None:
+        own_pid = _PID_TO_COME if self.level == "L1" else None
+        code = self.seccomp.make_filter(own_pid=own_pid) if self.seccomp else None
+        if code is None:
+            return None
         pid = os.fork()
         if pid == 0:
             try:
-                self.seccomp.apply_filter(self._filter_code())
+                self.seccomp.apply_filter(code)
                 os._exit(0)
             finally:
                 os._exit(1)
-        return os.waitpid(pid, 0)[1] == 0
-
-    def _filter_code(self) -> bytes | None:
-        if self.seccomp is None:
-            return None
-        return self.seccomp.make_filter(own_signals_only=self.level == "L1")
+        return code if os.waitpid(pid, 0)[1] == 0 else None
 
 
 def _set_limits(request: dict[str, Any], *, count_processes: bool) -> Any:
@@ -246,6 +244,22 @@ def _set_limits(request: dict[str, Any], *, count_processes: bool) -> Any:
         resource.setrlimit(resource.RLIMIT_AS, (memory + spare, memory + spare))
 
     return relax
+
+
+def _preload() -> None:
+    """Import what programs may want, and have every fork start from one random state.
+
+    Two modules ask to be told of forks: ``threading``, which has nothing to repair where there is
+    one thread, and ``random``, which draws a new seed. That takes longer than the fork, and a
+    program is to give the same result each time.
+    """
+    register, os.register_at_fork = os.register_at_fork, lambda **_: None
+    try:
+        for name in PRELOADED.split():
+            importlib.import_module(name)
+    finally:
+        os.register_at_fork = register
+    sys.modules["random"].seed(0)
 
 
 def _optional(name: str) -> Any:

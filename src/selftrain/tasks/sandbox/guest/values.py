@@ -15,7 +15,7 @@ from typing import Any
 MAX_DEPTH = 64
 MAX_ITEMS = 200_000
 MAX_BITS = 1_000_000
-_SMALL = 2**53
+_SMALL, _MAX_EXPONENT = 2**53, 10_000
 
 
 class ValueTooLargeError(Exception):
@@ -135,7 +135,9 @@ def _decode(data: Any, limit: int) -> Any:
     if tag in ("l", "t", "q"):
         return {"l": list, "t": tuple, "q": deque}[tag](_decode(item, limit) for item in parts[0])
     if tag in ("s", "z", "d") and len(parts[0]) > limit:
-        return Opaque(f"{ {'s': 'set', 'z': 'frozenset', 'd': 'dict'}[tag]} of many elements", True)
+        return Opaque(
+            f"{ {'s': 'set', 'z': 'frozenset', 'd': 'dict'}[tag] } of many elements", True
+        )
     if tag in ("s", "z"):
         return {"s": set, "z": frozenset}[tag](_decode(item, limit) for item in parts[0])
     if tag == "d":
@@ -152,10 +154,14 @@ def _decode_atom(tag: str, parts: list[Any]) -> Any:
         return bytearray.fromhex(parts[0])
     if tag == "c":
         return complex(float(parts[0]), float(parts[1]))
+    # What is short as data may be long to go through, or to convert.
     if tag == "r":
-        return range(*parts)
+        found = range(*parts)
+        return found if len(found) <= MAX_ITEMS else Opaque("long range", True)
     if tag == "D":
-        return Decimal(parts[0])
+        number = Decimal(parts[0])
+        too_far = number.is_finite() and abs(number.adjusted()) > _MAX_EXPONENT
+        return Opaque("far Decimal", True) if too_far else number
     if tag == "F":
         return Fraction(parts[0], parts[1])
     if tag == "o":
