@@ -15,3 +15,7 @@ class RunConflictError(SelftrainError, ValueError):
 
 class GradingError(SelftrainError, ValueError):
     """A grader cannot do its work; what it would have judged is neither right nor wrong."""
+
+
+class SandboxError(SelftrainError, RuntimeError):
+    """Programs cannot be run as safely as was asked for, or too often could not be run at all."""
