@@ -60,6 +60,8 @@ class ReSTEM:
         validation: Problems that decide when to stop; none of them in ``task``.
         output_dir: Where everything goes; a run found there is continued.
         test: Problems to measure on, and nothing else.
+        solved: Problems with solutions, for ``solutions_first`` and ``with_solutions``; None: those
+            of ``task`` that have one.
         sampler: Draws the training samples and those of evaluations; None: in process. A server
             with ``load_weights`` is told of new weights.
         hint: What a model reads at a second attempt, the answer given away, for ``rationalize``.
@@ -89,6 +91,7 @@ class ReSTEM:
         validation: Task,
         output_dir: str | Path,
         test: Task | None = None,
+        solved: Task | None = None,
         sampler: Sampler | None = None,
         hint: Callable[[Problem], PromptText] | None = None,
         choose: Callable[[int, list[Sample]], Sequence[Sample]] | None = None,
@@ -98,11 +101,13 @@ class ReSTEM:
         show_progress: bool = True,
     ) -> None:
         self.config = config or ReSTEMConfig()
-        check_disjoint(task, validation, *([] if test is None else [test]))
+        for trained in (task, solved):
+            if trained is not None:
+                check_disjoint(trained, validation, *([] if test is None else [test]))
         if self.config.rationalize and hint is None:
             raise ValueError("rationalize=True needs hint, which makes the prompt with the answer.")
         self.model, self.tokenizer, self.task = model, tokenizer, task
-        self.validation, self.test = validation, test
+        self.validation, self.test, self.solved = validation, test, solved
         self.folder = Path(output_dir)
         self.accelerator = accelerator or Accelerator()
         self.policy = Policy(
@@ -117,7 +122,14 @@ class ReSTEM:
         self._on_samples, self._on_round = on_samples, on_round
         self._show = show_progress and self.accelerator.is_main_process
         self._seconds: dict[str, float] = {}
-        identity = RunIdentity.of(self.config, self.policy.base, task, validation, test)
+        identity = RunIdentity.of(
+            self.config,
+            self.policy.base,
+            task=task,
+            validation=validation,
+            test=test,
+            solved=solved,
+        )
         if self.accelerator.is_main_process:
             open_run(self.folder, identity, seed=self.config.seed)
         self.accelerator.wait_for_everyone()
@@ -200,7 +212,7 @@ class ReSTEM:
                 selection.samples, selection.weights, selection.multiplicity
             )
             if self.config.with_solutions and rows:
-                rows = [*self.row_writer.of_solutions(), *rows]
+                rows = [*self.row_writer.of_solutions(self.solved), *rows]
             write_jsonl(files.rows, rows)
         self.accelerator.wait_for_everyone()
         return selection
@@ -293,7 +305,7 @@ class ReSTEM:
             return done
         if self.config.solutions_first:
             if self.accelerator.is_main_process and not files.rows.exists():
-                write_jsonl(files.rows, self.row_writer.of_solutions())
+                write_jsonl(files.rows, self.row_writer.of_solutions(self.solved))
             self.accelerator.wait_for_everyone()
             self.improve(START)
         return self.evaluate(START)

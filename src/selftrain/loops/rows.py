@@ -89,22 +89,26 @@ class RowWriter:
             for sample, weight, count in zip(samples, weights, multiplicity, strict=True)
         ]
 
-    def of_solutions(self) -> list[dict[str, Any]]:
+    def of_solutions(self, task: Task | None = None) -> list[dict[str, Any]]:
         """Return one row for each problem that comes with a solution.
+
+        Args:
+            task: The problems; None: those of the writer.
 
         Raises:
             ValueError: If none does.
         """
-        solved = [p for p in self._task.problems if p.solution is not None]
+        task = task or self._task
+        solved = [p for p in task.problems if p.solution is not None]
         if not solved:
             raise ValueError(
-                f"task {self._task.name!r} has no problem with a solution to train on; give "
+                f"task {task.name!r} has no problem with a solution to train on; give "
                 "Problem.solution, or settings with with_solutions=False and solutions_first=False."
             )
         return [
             {
                 "problem_id": problem.id,
-                "prompt_ids": self._prompt_ids(problem),
+                "prompt_ids": self._encoder.prompt_ids(task.prompt(problem)),  # pyrefly: ignore[bad-argument-type]
                 "completion_ids": self._encoder.text_ids(problem.solution or ""),
                 "weight": 1.0,
                 "multiplicity": 1,

@@ -111,6 +111,7 @@ class VSTaR:
         validation: Problems to watch; none of them in ``task``.
         output_dir: Where everything goes; a run found there is continued.
         test: Problems to measure on, and nothing else.
+        solved: Problems with solutions to begin with; None: those of ``task`` that have one.
         sampler: Draws samples; None: in process.
         accelerator: The process layer; None makes one.
         on_samples: Called with the samples of every chunk.
@@ -136,6 +137,7 @@ class VSTaR:
         validation: Task,
         output_dir: str | Path,
         test: Task | None = None,
+        solved: Task | None = None,
         sampler: Sampler | None = None,
         accelerator: Accelerator | None = None,
         on_samples: Callable[[Sequence[Sample]], None] | None = None,
@@ -152,6 +154,7 @@ class VSTaR:
             validation=validation,
             output_dir=self.folder / "generator",
             test=test,
+            solved=solved,
             sampler=sampler,
             choose=None if self.config.in_the_loop is None else self._choose,
             accelerator=accelerator,
@@ -272,7 +275,10 @@ class VSTaR:
     def _write_groups(self, path: Path, rounds: Sequence[int]) -> None:
         loop, config = self.loop, self.config
         used = rounds if config.verifier_data == "all" else rounds[-1:]
-        solutions = loop.row_writer.of_solutions() if config.generator.with_solutions else ()
+        # Solutions of other problems would be in no pair.
+        has_solutions = any(problem.solution is not None for problem in loop.task.problems)
+        with_them = config.generator.with_solutions and has_solutions
+        solutions = loop.row_writer.of_solutions() if with_them else ()
         answers = answer_groups(
             [sample for number in used for sample in loop.samples(number)],
             loop.row_writer,
