@@ -104,7 +104,7 @@ def summarize(
         num_samples=fewest,
         pass_at_k=by_k(ks, pass_at_k(rows, ks), seed),
         majority_at_k=by_k(ks, majority_at_k(task, rows, ks), seed),
-        false_positive_fraction=_false_positives(task, every),
+        false_positive_fraction=false_positives(task, every),
         mean_tokens=float(np.mean(lengths)) if lengths else None,
         truncated_fraction=float(np.mean([s.finish_reason == "length" for s in every])),
     )
@@ -230,7 +230,8 @@ def by_k(ks: Sequence[int], table: NDArray[np.float64], seed: int) -> dict[int, 
     return {k: measure(table[:, i], seed=seed) for i, k in enumerate(ks)}
 
 
-def _false_positives(task: Task, samples: Sequence[Sample]) -> float | None:
+def false_positives(task: Task, samples: Sequence[Sample]) -> float | None:
+    """Return the share of the right samples that the task's stricter grader refuses, if any."""
     right = [sample for sample in samples if sample.score == 1]
     if task.hidden_grader is None or not right:
         return None

@@ -21,7 +21,7 @@ from selftrain._core.rng import derive
 from selftrain._core.run import open_run
 from selftrain.decoding.sampler import Sampler
 from selftrain.loops.config import ReSTEMConfig
-from selftrain.loops.evaluate import Evaluation, pass_rate, summarize
+from selftrain.loops.evaluate import Evaluation, false_positives, pass_rate, summarize
 from selftrain.loops.generate import Draw, generate, grade
 from selftrain.loops.identity import RunIdentity
 from selftrain.loops.policy import Policy
@@ -261,13 +261,17 @@ class ReSTEM:
         files = self.files(number)
         samples = [] if number == START else self.samples(number)
         scores = [sample.score for sample in samples if sample.score is not None]
+        selection = None if number == START else self._select(number)
         done = Round(
             number=number,
             num_samples=len(samples),
             pass_fraction=sum(scores) / max(len(scores), 1),
             solved_fraction=len(self._solved(samples)) / len(self.task),
             num_selected=len(read_jsonl(files.rows)),
-            selection={} if number == START else self._select(number).counts,
+            selection={} if selection is None else selection.counts,
+            false_positive_fraction=(
+                None if selection is None else false_positives(self.task, selection.samples)
+            ),
             evaluations=evaluations,
             folder=files.folder,
             seconds=self._seconds,

@@ -73,6 +73,9 @@ class Round:
     """Rows trained on."""
     selection: dict[str, int]
     """Counts of what was kept and left out, by reason."""
+    false_positive_fraction: float | None
+    """Of the selected samples, those that the task's stricter grader refuses; None where there is
+    none, or where nothing was selected."""
     evaluations: dict[str, Evaluation]
     """By name: "validation", "train" and, if there is one, "test"."""
     folder: Path

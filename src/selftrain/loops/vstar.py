@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftrain._core.checks import check_choice, check_int
-from selftrain._core.io import write_json
+from selftrain._core.io import read_json, write_json
 from selftrain._core.rng import derive
 from selftrain._core.run import open_run
 from selftrain.decoding.sampler import Sampler
@@ -225,6 +225,7 @@ class VSTaR:
         groups_file = folder / "groups.jsonl"
         if not groups_file.exists():
             self._write_groups(groups_file, rounds)
+        _check_reference(read_json(folder / "data.json")["reference"], policy.fingerprint(), folder)
         train_preferences(
             policy.model,
             load_groups(groups_file),
@@ -291,7 +292,8 @@ class VSTaR:
             answers.groups, loop.model, accelerator=self.accelerator, show_progress=self._show
         )
         if self.accelerator.is_main_process:
-            write_json(path.with_name("data.json"), answers.counts)
+            written = {"reference": loop.policy.fingerprint(), **answers.counts}
+            write_json(path.with_name("data.json"), written)
             save_groups(groups, path)
         self.accelerator.wait_for_everyone()
 
@@ -310,6 +312,15 @@ class VSTaR:
         for right, wrong in problems.values():
             kept += right[:most] + wrong[: min(most, len(right)) or most]
         return kept
+
+
+def _check_reference(wanted: str, found: str, folder: Path) -> None:
+    if wanted != found:
+        raise ValueError(
+            f"the log-probabilities in {folder / 'groups.jsonl'} are those of weights {wanted}, but "
+            f"the verifier would start from {found}; its loss would not begin at ln 2. Remove the "
+            "folder to make them anew."
+        )
 
 
 def _vstar(**changes: int) -> ReSTEMConfig:
