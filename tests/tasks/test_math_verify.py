@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from selftrain.errors import GradingError
+from selftrain.errors import GradingError, MissingExtraError
 from selftrain.tasks import MathGrader, Problem, _math_pool
 
 pytest.importorskip("math_verify", reason="the extra `math` is not installed")
@@ -101,6 +101,7 @@ def test_no_answer_and_an_answer_that_cannot_be_parsed_score_nothing(grader):
         ("1, 2", "2, 1", True),
         ("1, 2", r"\{2, 1\}", True),
         ("1, 2", "1, 1, 2", True),
+        ("1, 2", "{2, 1}", True),
         ("1, 2", "1", False),
         ("1", "1, 2", False),
         ("1, 2", "(1, 2)", False),  # Math-Verify takes them for equal
@@ -237,3 +238,9 @@ def test_final_answers_have_one_form(grader):
 def test_limits_that_are_none_are_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
         MathGrader(**arguments)
+
+
+def test_without_math_verify_the_command_that_installs_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'selftrain\[math\]'"):
+        MathGrader()
