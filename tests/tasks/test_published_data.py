@@ -75,8 +75,8 @@ def test_math500_answers_are_what_the_solutions_end_in_and_parse():
         several = [p for p in task.problems if "," in p.answer or r"\pm" in p.answer]
         assert len(several) >= 30
         assert statuses(strict, several, [p.solution for p in several]) == {"correct"}
-        shifted = solutions[1:] + solutions[:1]
-        for problem, grade in zip(task.problems, grader.grade(task.problems, shifted), strict=True):
+        some, others = task.problems[:150], solutions[1:151]
+        for problem, grade in zip(some, grader.grade(some, others), strict=True):
             assert grade.score == float(plainly_equal(problem.answer, grade.detail)), problem
 
 

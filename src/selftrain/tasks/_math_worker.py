@@ -40,6 +40,8 @@ def parts(answer: str) -> tuple[str, list[str]]:
     """
     text = re.sub(r"\\(?:left|right|,|;|!|:|\s)", "", answer.strip().strip("$").strip())
     text = re.sub(r"\{,\}", "", text)
+    while text.startswith("{") and _encloses(text):  # a group, which is not printed
+        text = text[1:-1].strip()
     inner, brackets = text, ""
     if text.startswith(r"\{") and text.endswith(r"\}"):
         inner = text[2:-2]

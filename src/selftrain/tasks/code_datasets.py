@@ -62,10 +62,12 @@ def load_mbpp(
         shots = choose_shots(examples, num_shots=num_shots)
     if grader is None:
         from selftrain.tasks.code import CodeGrader
+        from selftrain.tasks.sandbox import Sandbox
 
-        grader = CodeGrader()
+        sandbox = Sandbox()
+        grader = CodeGrader(sandbox=sandbox)
         if hidden_grader is None and any(problem.hidden_tests for problem in problems):
-            hidden_grader = CodeGrader(hidden=True)
+            hidden_grader = CodeGrader(sandbox=sandbox, hidden=True)
     return make_task(
         "mbpp",
         problems,

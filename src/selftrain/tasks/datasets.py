@@ -133,10 +133,11 @@ def load_math(
         answer = row.get("answer") or extract_boxed(solution)
         if not isinstance(answer, str):
             raise ValueError(f"row {place} has no answer, and its solution no \\boxed{{...}}.")
+        name = row.get("unique_id")  # where it is a number, other splits count from 0 as well
         level = re.search(r"[0-9]+", str(row.get("level")))
         question = take_text(row, place, "problem", "question").strip()
         return Problem(
-            id=f"math/{row.get('unique_id') or place}",
+            id=f"math/{name if isinstance(name, str) else place}",
             prompt=template.replace("{question}", question),
             answer=answer,
             solution=solution.strip(),

@@ -113,15 +113,16 @@ class MathGrader:
 
         Texts that are graded correct have the form of the problem's own answer.
         """
-        answer = votable(self._extract(text))
-        if answer is None:
+        answer = self._extract(text)
+        canonical = votable(answer)
+        if answer is None or canonical is None:
             return None
         reference = reference_answer(problem)
         if self._compare(reference, answer) == "correct":
             return votable(reference)
-        if parse_number(answer) is not None:
-            return answer
-        return self._spell(answer) or answer
+        if parse_number(canonical) is not None:
+            return canonical
+        return self._spell(canonical) or canonical
 
     def answer_classes(self, problem: Problem, answers: Sequence[str | None]) -> list[str | None]:
         """Put final answers into classes of equal ones, for majority votes.
