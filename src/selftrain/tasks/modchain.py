@@ -1,8 +1,8 @@
 """Chains of modular arithmetic: a task whose knowledge is a table of known size.
 
 A problem is a start value and operations (+, -, *) with operands from 1 to m - 1, applied from left
-to right modulo a prime m. Every number is one base-m digit: ``7+b*3-m=``. A solution lists the
-values in turn and repeats the last as the answer: ``im3#3``.
+to right modulo a prime m. Every number is one base-m digit: ``7+b*3-m=``. A solution repeats it with
+the value after each step, and then gives the answer: ``7+bi*38-m9#9``.
 
 There are 3 m (m - 1) *step facts*, such as ``7+b``. The worked problems are made of a part of them
 only; the others can be found by trial, because the answer tells. For a prime m each operation is a
@@ -12,6 +12,7 @@ grader sees.
 """
 
 import itertools
+import os
 import string
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,7 +22,7 @@ import numpy as np
 from selftrain._core.checks import check_int, check_range
 from selftrain._core.rng import derive
 from selftrain.tasks.base import Grade, Problem, Task
-from selftrain.tasks.parts import Distinct, TaskParts
+from selftrain.tasks.parts import TaskParts, cut, draw_distinct
 
 OPERATORS = "+-*"
 _DIGITS = string.digits + string.ascii_lowercase
@@ -48,13 +49,11 @@ class ChainGrader:
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
         """Return the grades: "correct", "wrong" or "no_answer"."""
-        return [
-            _answer_grade(problem, text) for problem, text in zip(problems, texts, strict=True)
-        ]
+        return [_answer_grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
 
 class StepGrader:
-    """Judges a solution by its answer and every step; what it rejects was right by luck."""
+    """Judges a solution by its answer and every step; what it rejects besides was right by luck."""
 
     def grade(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Grade]:
         """Return the grades; the detail of a wrong one names the first wrong step."""
@@ -116,29 +115,23 @@ def modular_chains(
             value = steps[-1].result(modulus)
         return steps
 
-    def worked() -> Problem | None:
-        steps = chain(of_known)
-        return steps and _problem(steps, modulus, known, solve=True)
+    def problem(operations: list[list[tuple[str, int]]]) -> Problem | None:
+        steps = chain(operations)
+        return steps and _problem(steps, modulus, known)
 
-    def unsolved() -> Problem:
-        steps = chain(of_all)
-        assert steps is not None  # noqa: S101
-        return _problem(steps, modulus, known, solve=False)
-
-    operations = list(itertools.product(OPERATORS, range(1, modulus)))
-    of_all = [operations] * modulus
-    of_known = [[o for o in operations if Step(v, *o) in known] for v in range(modulus)]
-    distinct = Distinct()
+    every = list(itertools.product(OPERATORS, range(1, modulus)))
+    shown = [[o for o in every if Step(v, *o) in known] for v in range(modulus)]
+    seen: set[object] = set()
+    worked = draw_distinct(num_sft, lambda: problem(shown), seen=seen)
+    sizes = {"train": num_train, "validation": num_validation, "test": num_test}
+    others = draw_distinct(sum(sizes.values()), lambda: problem([every] * modulus), seen=seen)
+    parts = cut(worked + others, {"sft": num_sft, **sizes})
     grader, hidden = ChainGrader(), StepGrader()
-
-    def part(name: str, problems: tuple[Problem, ...]) -> Task:
-        return Task(f"modchain-{name}", problems, grader, hidden, final_answer)
-
     return TaskParts(
-        sft=part("sft", distinct.draw("sft", num_sft, worked)),
-        train=part("train", distinct.draw("train", num_train, unsolved)),
-        validation=part("validation", distinct.draw("validation", num_validation, unsolved)),
-        test=part("test", distinct.draw("test", num_test, unsolved)),
+        **{
+            name: Task(f"modchain-{name}", problems, grader, hidden, final_answer)
+            for name, problems in parts.items()
+        }
     )
 
 
@@ -168,16 +161,22 @@ def _known_facts(modulus: int, fraction: float, seed: int) -> set[Step]:
     return {facts[i] for i in chosen}
 
 
-def _problem(steps: list[Step], modulus: int, known: set[Step], *, solve: bool) -> Problem:
+def _problem(steps: list[Step], modulus: int, known: set[Step]) -> Problem:
+    start = _DIGITS[steps[0].value]
     operations = "".join(step.operator + _DIGITS[step.operand] for step in steps)
-    results = "".join(_DIGITS[step.result(modulus)] for step in steps)
+    answer = _DIGITS[steps[-1].result(modulus)]
     return Problem(
         id="new",
-        prompt=f"{_DIGITS[steps[0].value]}{operations}=",
-        answer=results[-1],
-        solution=f"{results}#{results[-1]}" if solve else None,
+        prompt=f"{start}{operations}=",
+        answer=answer,
+        solution=f"{_worked(steps, modulus)}#{answer}",
         meta={"modulus": modulus, "num_unknown": sum(step not in known for step in steps)},
     )
+
+
+def _worked(steps: Sequence[Step], modulus: int) -> str:
+    shown = (f"{s.operator}{_DIGITS[s.operand]}{_DIGITS[s.result(modulus)]}" for s in steps)
+    return _DIGITS[steps[0].value] + "".join(shown)
 
 
 def _answer_grade(problem: Problem, text: str) -> Grade:
@@ -194,9 +193,8 @@ def _step_grade(problem: Problem, text: str) -> Grade:
         return grade
     modulus = problem.meta["modulus"]
     shown = text.partition("#")[0].strip()
-    truth = "".join(_DIGITS[step.result(modulus)] for step in parse_steps(problem))
+    truth = _worked(parse_steps(problem), modulus)
     if shown == truth:
         return grade
-    wrong = next((i for i, (a, b) in enumerate(zip(shown, truth, strict=False)) if a != b), None)
-    where = f"step {wrong + 1}" if wrong is not None else "another number of steps"
-    return Grade(0.0, "wrong", where)
+    wrong = len(os.path.commonprefix([shown, truth]))
+    return Grade(0.0, "wrong", f"wrong from step {max(0, wrong - 1) // 3 + 1} on")

@@ -1,12 +1,12 @@
 """The four parts of a synthetic task: worked problems, and three sets with answers only."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from selftrain._core.checks import check_int
 from selftrain.tasks.base import Problem, Task, check_disjoint
 
-_MAX_DRAWS = 1000  # in a row without a new problem: the generator has no more
+_MAX_DRAWS = 10_000  # in a row without a new problem: the generator has no more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,43 +29,50 @@ class TaskParts:
                 check_disjoint(part, *parts[i + 1 :])
 
 
-class Distinct:
-    """Draws problems of which no two are the same, over all parts of a task.
+def draw_distinct(
+    num_problems: int, make: Callable[[], Problem | None], *, seen: set[object] | None = None
+) -> list[Problem]:
+    """Draw problems until enough are found that differ in their prompts.
 
     Args:
-        key: Maps a problem to what makes it the same as another; default: its prompt.
+        num_problems: How many.
+        make: Draws a problem, or None where the draw failed.
+        seen: Prompts not to draw again; those drawn are added.
+
+    Raises:
+        ValueError: If ``make`` gives nothing new in ten thousand draws.
     """
-
-    def __init__(self, key: Callable[[Problem], Hashable] = lambda problem: problem.prompt) -> None:
-        self._key, self._seen = key, set[Hashable]()
-
-    def draw(
-        self, part: str, num_problems: int, make: Callable[[], Problem | None]
-    ) -> tuple[Problem, ...]:
-        """Return new problems with the ids ``<part>-<number>``.
-
-        Args:
-            part: What the ids begin with.
-            num_problems: How many.
-            make: Draws a problem, or None where the draw failed.
-
-        Raises:
-            ValueError: If ``make`` gives nothing new in a thousand draws.
-        """
-        check_int(f"num_{part}", num_problems, low=1)
-        problems: list[Problem] = []
-        failed = 0
-        while len(problems) < num_problems:
-            problem = make()
-            if problem is None or self._key(problem) in self._seen:
-                failed += 1
-                if failed >= _MAX_DRAWS:
-                    raise ValueError(
-                        f"num_{part}={num_problems}: only {len(problems)} further problems were "
-                        "found; ask for fewer, or for a larger task."
-                    )
-                continue
+    seen = set() if seen is None else seen
+    problems: list[Problem] = []
+    failed = 0
+    while len(problems) < num_problems:
+        problem = make()
+        if problem is not None and problem.prompt not in seen:
+            seen.add(problem.prompt)
+            problems.append(problem)
             failed = 0
-            self._seen.add(self._key(problem))
-            problems.append(replace(problem, id=f"{part}-{len(problems)}"))
-        return tuple(problems)
+            continue
+        failed += 1
+        if failed >= _MAX_DRAWS:
+            raise ValueError(
+                f"only {len(problems)} different problems were found where {num_problems} are "
+                "needed; ask for fewer, or for a larger kind of problem."
+            )
+    return problems
+
+
+def cut(problems: Sequence[Problem], sizes: Mapping[str, int]) -> dict[str, tuple[Problem, ...]]:
+    """Cut problems into parts of these sizes in order, with the ids ``<part>-<number>``.
+
+    Only the part "sft" keeps its solutions.
+    """
+    parts, first = {}, 0
+    for name, size in sizes.items():
+        check_int(f"num_{name}", size, low=1)
+        chosen = problems[first : first + size]
+        parts[name] = tuple(
+            replace(p, id=f"{name}-{i}", solution=p.solution if name == "sft" else None)
+            for i, p in enumerate(chosen)
+        )
+        first += size
+    return parts
