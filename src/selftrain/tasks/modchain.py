@@ -1,8 +1,8 @@
 """Chains of modular arithmetic: a task whose knowledge is a table of known size.
 
 A problem is a start value and operations (+, -, *) with operands from 1 to m - 1, applied from left
-to right modulo a prime m. Every number is one base-m digit: ``7+b*3-m=``. A solution repeats it with
-the value after each step, and then gives the answer: ``7+bi*38-m9#9``.
+to right modulo a prime m. Every number is one base-m digit: ``7+b*3-m=``. A solution repeats that
+with the value after each step, and then gives the answer: ``7+bi*38-m9#9``.
 
 There are 3 m (m - 1) *step facts*, such as ``7+b``. The worked problems are made of a part of them
 only; the others can be found by trial, because the answer tells. For a prime m each operation is a
@@ -12,7 +12,6 @@ grader sees.
 """
 
 import itertools
-import os
 import string
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -196,5 +195,7 @@ def _step_grade(problem: Problem, text: str) -> Grade:
     truth = _worked(parse_steps(problem), modulus)
     if shown == truth:
         return grade
-    wrong = len(os.path.commonprefix([shown, truth]))
-    return Grade(0.0, "wrong", f"wrong from step {max(0, wrong - 1) // 3 + 1} on")
+    same = list(
+        itertools.takewhile(lambda pair: pair[0] == pair[1], zip(shown, truth, strict=False))
+    )
+    return Grade(0.0, "wrong", f"wrong from step {max(0, len(same) - 1) // 3 + 1} on")
