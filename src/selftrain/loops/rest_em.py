@@ -346,7 +346,7 @@ class ReSTEM:
                 task,
                 self.policy.sampler,
                 draw,
-                chunk_size=self.config.chunk_size,
+                chunk_size=self.config.chunk_for(draw.num_samples),
                 prompt=prompt,
                 rank=self.accelerator.process_index,
                 num_ranks=self.accelerator.num_processes,
@@ -358,7 +358,8 @@ class ReSTEM:
 
     def _grade(self, folder: Path, task: Task) -> None:
         with SampleStore(folder, rank=self.accelerator.process_index) as store:
-            grade(store, task, chunk_size=self.config.chunk_size, show_progress=self._show)
+            size = self.config.chunk_for(self.config.num_samples)
+            grade(store, task, chunk_size=size, show_progress=self._show)
 
     def _unsolved(self, number: int) -> Task | None:
         """Return the problems without a good first attempt; None if there are none."""

@@ -201,7 +201,7 @@ class VSTaR:
                 task,
                 self.loop.policy.sampler,
                 draw,
-                chunk_size=config.chunk_size,
+                chunk_size=config.chunk_for(self.config.num_candidates),
                 rank=rank,
                 num_ranks=self.accelerator.num_processes,
                 show_progress=self._show,
