@@ -17,7 +17,7 @@ class Part:
     rows: tuple[TokenRow, ...]
     """All their answers in turn."""
     passes: tuple[tuple[int, ...], ...]
-    """The numbers of the rows of each forward pass."""
+    """The numbers of the rows of each forward pass; if there is one, all in turn."""
 
     @property
     def is_split(self) -> bool:
@@ -95,7 +95,7 @@ def _parts(
     for numbers in together:
         rows = tuple(row for i in numbers for row in groups[i].rows)
         passes = [list(range(len(rows)))]
-        if len(numbers) == 1:
+        if len(rows) * widths[numbers[0]] > max_tokens:
             passes = token_batches(rows, max_tokens, by_prompt=by_prompt)
         parts.append(Part(tuple(numbers), rows, tuple(map(tuple, passes))))
     return parts

@@ -36,6 +36,7 @@ class Updater:
         self.decoder_start_id = decoder_start_id(getattr(model, "config", None))
         self.optimizer = build_optimizer(model, config.optim)
         self.model, self._prepared = accelerator.prepare(model, self.optimizer)
+        self.forget()  # what the caller may have left in the parameters
 
     def synchronised(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Return the context of the forward and backward pass of one part of a step.
