@@ -19,8 +19,8 @@ from selftrain._core.run import check_run, open_run
 from selftrain.distill.config import DistillConfig
 from selftrain.distill.distiller import Distiller
 from selftrain.distill.model_card import model_card
-from selftrain.distill.models import load_tokenizer
 from selftrain.distill.row_files import load_rows
+from selftrain.training.pretrained import load_pretrained, load_tokenizer
 
 PRESETS = tuple(
     name
@@ -148,7 +148,7 @@ def _preset_of(args: list[str]) -> str | None:
 
 def _distiller(command: _Command) -> Distiller:
     parts = command.parts
-    tokenizer = load_tokenizer(parts.student)
+    tokenizer = load_tokenizer(parts.student, trust_remote_code=command.trust_remote_code)
     student = _load(parts.student, command, trained=parts.lora_rank is None)
     if parts.lora_rank is not None:
         student = _with_adapters(student, parts.lora_rank, command.config.seed)
@@ -157,7 +157,9 @@ def _distiller(command: _Command) -> Distiller:
     teacher_sampler: Any = None
     if parts.teacher is not None:
         teacher = _load(parts.teacher, command, trained=False).requires_grad_(False)
-        teacher_tokenizer = load_tokenizer(parts.teacher)
+        teacher_tokenizer = load_tokenizer(
+            parts.teacher, trust_remote_code=command.trust_remote_code
+        )
     elif parts.teacher_url is not None and parts.teacher_model is not None:
         from selftrain.decoding.endpoint import EndpointSampler
         from selftrain.distill.teachers.endpoint import EndpointTeacher
@@ -178,22 +180,8 @@ def _load(name: str, command: _Command, *, trained: bool) -> Any:
     dtype: Any = command.parts.dtype
     if dtype == "auto" and trained:
         dtype = "float32"  # small updates are lost in bfloat16
-    code = {"trust_remote_code": command.trust_remote_code}
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, **code)
-        auto: Any = (
-            transformers.AutoModelForSeq2SeqLM
-            if config.is_encoder_decoder
-            else transformers.AutoModelForCausalLM
-        )
-        dtype = dtype if dtype == "auto" else getattr(torch, dtype)
-        return auto.from_pretrained(name, dtype=dtype, **code)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"no model could be loaded from {name!r}: {reason} Give a folder written by "
-            "save_pretrained, or the name of a model on the hub."
-        ) from error
+    dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+    return load_pretrained(name, dtype=dtype, trust_remote_code=command.trust_remote_code)
 
 
 def _with_adapters(student: Any, rank: int, seed: int) -> Any:
