@@ -31,7 +31,7 @@ from selftrain import plots
 from selftrain._core.io import read_json, write_text
 from selftrain.bench.synthetic import synthetic_pair
 from selftrain.decoding import HFSampler, SamplingParams, SpeculativeDecoder, SpeculativeOutput
-from selftrain.decoding.sampler import warp
+from selftrain.decoding.law import warp
 from selftrain.ops import (
     Lenience,
     LenienceRule,

@@ -1,4 +1,4 @@
-from . import decoding, distill, ops, plots, report, tasks, training
+from . import decoding, distill, ops, plots, report, stats, tasks, training
 from .decoding.endpoint import EndpointSampler
 from .decoding.outcome import SpeculativeOutput, SpeculativeStats
 from .decoding.params import Completion, SamplingParams
@@ -29,6 +29,7 @@ __all__ = [
     "ops",
     "plots",
     "report",
+    "stats",
     "tasks",
     "training",
 ]

@@ -11,3 +11,11 @@ class MissingExtraError(SelftrainError, ImportError):
 
 class RunConflictError(SelftrainError, ValueError):
     """A run folder holds a run with another configuration; the message lists the differences."""
+
+
+class GradingError(SelftrainError, ValueError):
+    """A grader cannot do its work; what it would have judged is neither right nor wrong."""
+
+
+class SandboxError(SelftrainError, RuntimeError):
+    """Programs cannot be run as safely as was asked for, or too often could not be run at all."""

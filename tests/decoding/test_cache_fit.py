@@ -9,18 +9,21 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from selftrain.decoding.cache import (
     HoleyCache,
-    PaddedCache,
+    PaddedLanes,
     Seq2SeqCache,
+    SharedLanes,
     SlotCache,
+    SlotLanes,
     decoding_cache,
     dynamic_obstacle,
     max_positions,
-    sampling_cache,
+    sampling_lanes,
     seq2seq_obstacle,
     slot_obstacle,
 )
 
 SLOTS = ["gpt2", "opt", "qwen3", "gptneox", "falcon", "mpt"]
+SHARED = ["gpt2", "opt", "qwen3", "gptneox"]  # plain attention, which can be exchanged
 WINDOWS = ["mistral", "mixtral", "phi3", "gemma3", "gemma3n"]
 
 
@@ -30,7 +33,8 @@ def test_full_and_windowed_attention_use_slots(make_model, name, attention):
     model = make_model(name)
     model.set_attn_implementation(attention)
     assert slot_obstacle(model) is None
-    assert sampling_cache(model) is decoding_cache(model) is SlotCache
+    assert decoding_cache(model) is SlotCache
+    assert sampling_lanes(model) is (SharedLanes if name in SHARED else SlotLanes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -50,7 +54,7 @@ def test_encoder_decoder_models_use_slots_of_their_own(make_model, name):
 def test_a_model_that_takes_no_slots_can_be_driven_through_its_own_cache(make_model):
     model = make_model("bloom")
     assert decoding_cache(model, "dynamic") is HoleyCache
-    assert sampling_cache(model) is PaddedCache
+    assert sampling_lanes(model) is PaddedLanes
     with pytest.raises(TypeError, match=r"the target .* cache='dynamic' can drive it"):
         decoding_cache(model, role="target")
 
@@ -120,7 +124,7 @@ def test_a_plain_module_is_refused():
 
 def test_a_recurrent_model_is_not_sampled_from_either(make_model):
     with pytest.raises(TypeError, match="recurrent"):
-        sampling_cache(make_model("mamba"))
+        sampling_lanes(make_model("mamba"))
 
 
 @pytest.mark.parametrize("argument", ["position_ids", "attention_mask"])

@@ -2,9 +2,9 @@
 
 import torch
 
-from selftrain.distill.targets import HiddenTargets
 from selftrain.ops.linear_divergence import Head
 from selftrain.training.batch import scored_logits
+from selftrain.training.targets import HiddenTargets
 
 
 class HiddenTeacher:

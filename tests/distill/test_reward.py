@@ -10,8 +10,8 @@ from selftrain.decoding import SamplingParams
 from selftrain.distill import DistillConfig, Distiller
 from selftrain.distill.losses import step_losses
 from selftrain.distill.reward import advantages
-from selftrain.distill.targets import LogitTargets
 from selftrain.training import OptimConfig
+from selftrain.training.targets import LogitTargets
 
 ROWS = [{"prompt_ids": [3, 4, 5]}, {"prompt_ids": [8]}, {"prompt_ids": [13, 14]}]
 TEXTS = {(3, 4, 5): [6, 7, 1], (8,): [9, 10, 11, 12, 1], (13, 14): [15, 1]}

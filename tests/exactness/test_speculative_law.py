@@ -9,8 +9,8 @@ from scipy import stats
 from selftrain.decoding.drafters.layers import LayerDrafter
 from selftrain.decoding.drafters.ngram import NGramDrafter
 from selftrain.decoding.drafters.tree import TreeDrafter
+from selftrain.decoding.law import warp
 from selftrain.decoding.params import SamplingParams
-from selftrain.decoding.sampler import warp
 from selftrain.decoding.speculative import SpeculativeDecoder
 
 VOCAB, LENGTH = 4, 5

@@ -36,6 +36,12 @@ def problems(count: int, first: int = 0) -> tuple[Problem, ...]:
     )
 
 
+@pytest.fixture(scope="module")
+def digit_task() -> Task:
+    """Eight problems."""
+    return Task("digits", problems(8), FirstCharacter())
+
+
 @pytest.fixture
 def make_task() -> Callable[..., Task]:
     def make(count: int = 8, first: int = 0, name: str = "digits", **fields) -> Task:

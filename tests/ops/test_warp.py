@@ -9,7 +9,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from selftrain.ops.warp import inverse_cdf, warp_logits
+from selftrain.ops.warp import inverse_cdf, most_likely, warp_logits
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
@@ -69,3 +69,41 @@ def test_inverse_cdf_gives_each_token_its_share_of_an_even_grid():
 def test_inverse_cdf_never_returns_a_token_without_weight(weights, u):
     token = inverse_cdf(torch.tensor(weights), torch.tensor(u, dtype=torch.float64))
     assert weights[int(token)] > 0
+
+
+@given(
+    st.lists(st.sampled_from([-torch.inf, -2.0, 0.0, 0.5, 1.0]), min_size=1, max_size=20),
+    st.integers(1, 20),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_the_most_likely_are_the_first_of_a_stable_sort(logits, k, dtype):
+    logits = torch.tensor([logits, logits[::-1]], dtype=dtype)
+    k = min(k, logits.shape[-1])
+    wanted = logits.sort(dim=-1, descending=True, stable=True).indices[:, :k].sort(dim=-1).values
+    found = most_likely(logits, k)
+    assert torch.equal(found.ids, wanted)
+    assert torch.equal(found.values, logits.gather(-1, wanted))
+
+
+def test_nan_logits_stay_nan_among_the_most_likely():
+    logits = torch.tensor([[0.0, torch.nan, 1.0], [torch.nan] * 3])
+    assert most_likely(logits, 2).values.isnan().any(-1).all()
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_more_than_all_or_none_of_the_tokens_is_an_error(k):
+    with pytest.raises(ValueError, match=f"k must .*got {k}"):
+        most_likely(torch.zeros(3), k)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.8])
+def test_top_k_of_rounded_logits_is_that_of_a_stable_sort(top_p):
+    """In half precision equal logits at the threshold are the rule."""
+    logits = torch.randn(8, 500, generator=torch.Generator().manual_seed(0)).bfloat16()
+    order = logits.float().sort(dim=-1, descending=True, stable=True)
+    probs = order.values[:, :20].softmax(-1)
+    keep = probs.cumsum(-1) - probs < top_p
+    wanted = torch.full((8, 500), -torch.inf).scatter(
+        -1, order.indices[:, :20], order.values[:, :20].masked_fill(~keep, -torch.inf)
+    )
+    assert torch.equal(warp_logits(logits, top_k=20, top_p=top_p), wanted)

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from selftrain._core.checks import check_int, check_not_empty
 from selftrain.decoding.cache import SlotCache
 from selftrain.decoding.cost_model import expected_tokens
+from selftrain.decoding.law import draw, warp
 from selftrain.decoding.params import SamplingParams
-from selftrain.decoding.sampler import draw, warp
 from selftrain.decoding.speculative import SpeculativeDecoder
 from selftrain.nn.modes import training_mode
 from selftrain.ops.verify import verify_block, verify_greedy

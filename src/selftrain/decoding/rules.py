@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from selftrain.decoding.drafters.protocol import Draft
+from selftrain.decoding.law import warp
 from selftrain.decoding.noise import BlockNoise
 from selftrain.decoding.params import SamplingParams
-from selftrain.decoding.sampler import warp
 from selftrain.kernels._dispatch import Backend, choose
 from selftrain.ops.lenience import (
     LenienceRule,

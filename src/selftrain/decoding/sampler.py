@@ -1,28 +1,19 @@
 """Samplers: prompts in, completions out."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftrain._core.checks import check_int, check_not_empty
 from selftrain._core.rng import derive
-from selftrain.decoding.cache import (
-    PaddedCache,
-    SlotCache,
-    max_positions,
-    sampling_cache,
-)
+from selftrain.decoding.cache import max_positions, sampling_lanes
 from selftrain.decoding.params import Completion, SamplingParams
 from selftrain.decoding.prompts import Prompt, encode_prompt
+from selftrain.decoding.refill import Decoding, Row
 from selftrain.decoding.stopping import Stopping, resolve_eos
 from selftrain.nn.modes import training_mode
-from selftrain.ops.philox import Stream, uniform
-from selftrain.ops.warp import inverse_cdf, warp_logits
-
-_CHECK_EVERY = 8  # steps between looks at what has finished: each look syncs with the device
 
 
 class Sampler(Protocol):
@@ -87,7 +78,7 @@ class HFSampler:
             raise TypeError("HFSampler samples from causal models; this one is encoder-decoder.")
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.eos_token_ids = resolve_eos(model, tokenizer, eos_token_ids)
-        self._cache_type = sampling_cache(model)
+        self._lanes_type = sampling_lanes(model)
 
     def sample(
         self,
@@ -114,111 +105,23 @@ class HFSampler:
         row_seeds = row_seeds_of(len(prompts), num_samples, params, seeds)
         stopping = Stopping(self.eos_token_ids, params.stop, self.tokenizer)
 
-        completions: list[Completion] = []
-        group = max(1, self.batch_size // num_samples)  # prompts prefilled together
+        lengths = [len(p) - 1 for p in encoded]
         with torch.inference_mode(), training_mode(False, self.model):
-            for first in range(0, len(prompts), group):
-                chosen = encoded[first : first + group]
-                prefix = self._cache_type(
-                    self.model, capacity=max(map(len, chosen)) + params.max_new_tokens
-                )
-                prefix.prefill([p[:-1] for p in chosen])
-                rows = [i for i in range(len(chosen)) for _ in range(num_samples)]
-                flat_seeds = [s for per in row_seeds[first : first + group] for s in per]
-                for start in range(0, len(rows), self.batch_size):
-                    part = rows[start : start + self.batch_size]
-                    completions += self._decode(
-                        prefix.fork(torch.tensor(part, device=self.model.device)),
-                        [chosen[i] for i in part],
-                        flat_seeds[start : start + self.batch_size],
-                        params,
-                        stopping,
-                    )
-        step = num_samples
-        return [completions[i : i + step] for i in range(0, len(completions), step)]
-
-    def _decode(
-        self,
-        cache: SlotCache | PaddedCache,
-        prompts: list[list[int]],
-        seeds: list[int],
-        params: SamplingParams,
-        stopping: Stopping,
-    ) -> list[Completion]:
-        """Decode one batch of rows whose prompts, but for the last token, are in ``cache``."""
-        device, budget = self.model.device, params.max_new_tokens
-        lengths = torch.tensor([len(p) for p in prompts], device=device)
-        positions = lengths.unsqueeze(1) + torch.arange(budget, device=device)
-        keys = torch.tensor(seeds, device=device).unsqueeze(1)
-        noise = uniform(keys, stream=Stream.EMIT, position=positions)
-        extent = max(map(len, prompts))
-
-        active = torch.arange(len(prompts), device=device)  # rows still in the batch
-        tokens = torch.zeros(len(prompts), budget, dtype=torch.long, device=device)
-        log_probs = torch.zeros(len(prompts), budget, device=device)
-        pending = torch.tensor([[p[-1]] for p in prompts], device=device)
-        eos = torch.tensor(sorted(stopping.eos_token_ids), dtype=torch.long, device=device)
-        lengths_drawn: dict[int, int] = {}
-        for step in range(budget):
-            place = (lengths[active] - 1 + step).unsqueeze(1)
-            logits = cache.forward(pending, place, extent=extent + step, last_only=True)[:, -1]
-            drawn = draw(logits, noise[active, step], params)
-            tokens[active, step] = drawn.tokens
-            log_probs[active, step] = drawn.log_probs
-            pending = drawn.tokens.unsqueeze(1)
-            if (step + 1) % _CHECK_EVERY == 0 or step + 1 == budget:
-                check_finite(log_probs[active])
-                recent = tokens[active, max(0, step + 1 - _CHECK_EVERY) : step + 1]
-                over = torch.isin(recent, eos).any(1).tolist()
-                if stopping.stop:
-                    rows = tokens[active, : step + 1].tolist()
-                    over = [
-                        o or stopping.ending(row, budget=budget).reason is not None
-                        for o, row in zip(over, rows, strict=True)
-                    ]
-                if step + 1 == budget:
-                    over = [True] * len(over)
-                ended = zip(active.tolist(), over, strict=True)
-                lengths_drawn.update((row, step + 1) for row, o in ended if o)
-                if all(over):
-                    break
-                if any(over):
-                    kept = torch.tensor([not o for o in over], device=device).nonzero().squeeze(1)
-                    cache.select(kept)
-                    active, pending = active[kept], pending[kept]
-        rows, row_log_probs = tokens.tolist(), log_probs.tolist()
-        return [
-            _completion(rows[i][: lengths_drawn[i]], row_log_probs[i], stopping, budget)
-            for i in range(len(prompts))
-        ]
+            lanes = self._lanes_type(
+                self.model,
+                trunk=common_beginning([p[:-1] for p in encoded]),
+                capacity=max(lengths) + params.max_new_tokens,
+            )
+            decoding = Decoding(lanes, params, stopping, batch_size=self.batch_size)
+            rows = decoding.run(encoded, row_seeds)
+        return [[_completion(row, stopping, params) for row in of_prompt] for of_prompt in rows]
 
 
-class Drawn(NamedTuple):
-    """One sampled token a row, and its log-probability under the law sampled from."""
-
-    tokens: Tensor
-    log_probs: Tensor
-
-
-def draw(logits: Tensor, noise: Tensor, params: SamplingParams) -> Drawn:
-    """Draw one token a row from raw ``logits`` with uniforms ``noise`` under ``params``."""
-    if params.greedy:
-        best = logits.max(-1)
-        return Drawn(logits.argmax(-1), best.values.float() * 0)
-    probs = torch.softmax(warp(logits, params), dim=-1)
-    tokens = inverse_cdf(probs, noise)
-    return Drawn(tokens, probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).log().float())
-
-
-def warp(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Warp logits by ``params``; see :func:`selftrain.ops.warp_logits`."""
-    return warp_logits(
-        logits,
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-    )
+def common_beginning(rows: Sequence[Sequence[int]]) -> Sequence[int]:
+    """Return the tokens with which all of the rows begin."""
+    low, high = min(rows), max(rows)
+    length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))
+    return low[:length]
 
 
 def row_seeds_of(
@@ -259,22 +162,11 @@ def check_room(
         )
 
 
-def check_finite(log_probs: Tensor) -> None:
-    """Raise ``ValueError`` if a sampled token's log-probability is NaN: its logits were."""
-    if log_probs.isnan().any():
-        raise ValueError(
-            "the model's logits are NaN or all -inf; check its weights and dtype "
-            "(float16 overflows where bfloat16 does not)."
-        )
-
-
-def _completion(
-    token_ids: list[int], log_probs: list[float], stopping: Stopping, budget: int
-) -> Completion:
-    ending = stopping.ending(token_ids, budget=budget)
+def _completion(row: Row, stopping: Stopping, params: SamplingParams) -> Completion:
+    ending = stopping.ending(row.token_ids, budget=params.max_new_tokens)
     return Completion(
         text=ending.text,
-        token_ids=tuple(token_ids[: ending.num_tokens]),
-        log_probs=tuple(log_probs[: ending.num_tokens]),
+        token_ids=tuple(row.token_ids[: ending.num_tokens]),
+        log_probs=tuple(row.log_probs[: ending.num_tokens]),
         finish_reason=ending.reason or "length",
     )

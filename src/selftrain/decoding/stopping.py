@@ -83,7 +83,8 @@ class StopScan:
     def __init__(self, stopping: Stopping) -> None:
         self.stopping, self._scanned = stopping, 0
         # Tokens without text must not push the beginning of a stop string out of sight.
-        self._silent = frozenset(getattr(stopping.tokenizer, "all_special_ids", ()))
+        special = getattr(stopping.tokenizer, "all_special_ids", ()) if stopping.stop else ()
+        self._silent = frozenset(special)
         self._tail: list[int] = []
         # A character can take four tokens of one byte each; one more for a space lost at the start.
         self._overlap = 4 * max(map(len, stopping.stop), default=0) + 1

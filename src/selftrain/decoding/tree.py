@@ -12,10 +12,10 @@ from torch import Tensor
 from selftrain.decoding.cache import SlotCache
 from selftrain.decoding.drafters.protocol import Draft, Rows
 from selftrain.decoding.drafters.tree import Level, TreeDraft, TreeSession, visible_slots
+from selftrain.decoding.law import warp
 from selftrain.decoding.noise import BlockNoise
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.rules import Verifier
-from selftrain.decoding.sampler import warp
 from selftrain.ops.tree import (
     TreeVerdict,
     ancestor_mask,

@@ -17,10 +17,8 @@ from selftrain._core.config import load_json, save_json
 from selftrain._core.io import atomic_folder, write_text
 from selftrain._core.rng import derive
 from selftrain.distill.config import DistillConfig, Source
-from selftrain.distill.heads import Scorer
 from selftrain.distill.losses import step_losses
 from selftrain.distill.model_card import model_card_of
-from selftrain.distill.models import load_student
 from selftrain.distill.pair import check_pair, end_tokens
 from selftrain.distill.reward import Reward, advantages, check_reward, gather_scores, score
 from selftrain.distill.rows import EncodedRow, RowEncoder, has_completion
@@ -35,10 +33,12 @@ from selftrain.training.batch import MicroBatch, TokenRow
 from selftrain.training.best import Best, Judge
 from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
 from selftrain.training.finetune import Rows
+from selftrain.training.heads import Scorer
 from selftrain.training.learner import Learner, RowValues, StepLosses
 from selftrain.training.loop import Report, TrainingRun
 from selftrain.training.optim import learning_rate_at
 from selftrain.training.order import batch_indices
+from selftrain.training.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from selftrain.decoding.sampler import Sampler
@@ -345,7 +345,7 @@ class Distiller:
 
         path = Path(path)
         distiller = cls(
-            load_student(path),
+            load_pretrained(path),
             teacher,
             AutoTokenizer.from_pretrained(path),  # pyrefly: ignore[bad-argument-type]
             load_json(DistillConfig, path / _CONFIG_FILE),

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftrain._core.checks import check_int, check_not_empty
 from selftrain._core.rng import derive
+from selftrain.decoding.law import warp
 from selftrain.decoding.outcome import SpeculativeStats
 from selftrain.decoding.params import SamplingParams
 from selftrain.decoding.prompts import Prompt, encode_prompt
-from selftrain.decoding.sampler import HFSampler, warp
+from selftrain.decoding.sampler import HFSampler
 from selftrain.decoding.seq2seq_sampler import EncoderDecoderSampler
 from selftrain.decoding.speculative import SpeculativeDecoder
 from selftrain.nn.modes import training_mode

@@ -10,17 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selftrain.distill.config import DistillConfig, Objective
-from selftrain.distill.targets import (
-    HiddenTargets,
-    LogitTargets,
-    Targets,
-    TopKTargets,
-    dense_logits,
-)
+from selftrain.distill.targets import Targets, TopKTargets
 from selftrain.ops.divergence import divergence
 from selftrain.ops.linear_divergence import linear_cross_entropy, linear_divergence
 from selftrain.ops.topk_divergence import topk_divergence
 from selftrain.training.learner import StepLosses
+from selftrain.training.targets import HiddenTargets, LogitTargets, dense_logits
 
 # Rows per block of the measurements are chosen so that a block's temporaries stay small.
 _BLOCK = 2**19

@@ -1,14 +1,12 @@
 """The models of a DistillSpec run: made from a shape, or loaded by name."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftrain._core.checks import check_int
-from selftrain._core.io import read_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,37 +63,6 @@ def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
     except (OSError, ValueError) as error:
         raise _cannot_load("model", name, error) from error
-
-
-def load_student(path: Path) -> Any:
-    """Load what ``save_pretrained`` wrote: a model, or adapters (PEFT) onto the base they name.
-
-    Raises:
-        ValueError: If the adapters name no base that can be loaded.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    name, has_adapters = str(path), (path / "adapter_config.json").exists()
-    if has_adapters:
-        name = str(read_json(path / "adapter_config.json")["base_model_name_or_path"])
-    try:
-        seq2seq = AutoConfig.from_pretrained(name).is_encoder_decoder
-        model: Any = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_pretrained(
-            name
-        )
-    except (OSError, ValueError) as error:
-        if not has_adapters:
-            raise
-        raise ValueError(
-            f"{path} holds adapters of {name!r}, which could not be loaded: "
-            f"{str(error).strip().splitlines()[0]} Save the base with save_pretrained, and name "
-            "its folder as base_model_name_or_path in adapter_config.json."
-        ) from error
-    if has_adapters:
-        import peft
-
-        return peft.PeftModel.from_pretrained(model, path, is_trainable=True)
-    return model
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -162,6 +162,10 @@ class ReSTEMConfig:
             )
         _check_unseeded("sampling", self.sampling)
 
+    def chunk_for(self, num_samples: int) -> int:
+        """Return how many problems make a chunk of as many rows where others are drawn of each."""
+        return max(1, self.chunk_size * self.num_samples // num_samples)
+
     @classmethod
     def paper_math(cls) -> Self:
         """Return ReST-EM's settings for MATH (2312.06585, section 5): 32 samples, cap 10."""

@@ -93,18 +93,18 @@ def summarize(
         )
     every = [*greedy, *sampled]
     lengths = [len(s.token_ids) for s in every if s.token_ids is not None]
-    rows = _by_problem(sampled)
+    rows = by_problem(sampled)
     fewest = min(map(len, rows.values()), default=0)
-    ks = [2**i for i in range(fewest.bit_length())]
+    ks = powers(fewest)
     return Evaluation(
         task=task.name,
         num_problems=len(scores),
         num_ungradable=len(task) - len(scores),
         greedy=measure([float(score) for score in scores.values()], seed=seed),
         num_samples=fewest,
-        pass_at_k=_by_k(ks, pass_at_k(rows, ks), seed),
-        majority_at_k=_by_k(ks, majority_at_k(task, rows, ks), seed),
-        false_positive_fraction=_false_positives(task, every),
+        pass_at_k=by_k(ks, pass_at_k(rows, ks), seed),
+        majority_at_k=by_k(ks, majority_at_k(task, rows, ks), seed),
+        false_positive_fraction=false_positives(task, every),
         mean_tokens=float(np.mean(lengths)) if lengths else None,
         truncated_fraction=float(np.mean([s.finish_reason == "length" for s in every])),
     )
@@ -163,36 +163,53 @@ def pass_at_k(rows: Mapping[str, Sequence[Sample]], ks: Sequence[int]) -> NDArra
     return stats.pass_at_k(right, [len(samples) for samples in rows.values()], ks)
 
 
-def majority_at_k(
-    task: Task, rows: Mapping[str, Sequence[Sample]], ks: Sequence[int]
-) -> NDArray[np.float64]:
-    """Return the chance that the most frequent answer of k samples is right, [problems, ks].
+@dataclass(frozen=True, slots=True)
+class Ballot:
+    """The final answers to one problem, and one of them that is right."""
 
-    Where different answers are right (an expression that makes a number), the chances that each of
-    them wins are added up. Empty if the task has no final answers.
-    """
-    if task.final_answer is None or not ks:
-        return np.zeros((0, 0))
+    problem: int
+    """The problem's place among those judged."""
+    answers: list[str | None]
+    """One for each sample; None where a text has none."""
+    right: str
+    """An answer that is right. Where several are (expressions that make a number), there is a
+    ballot for each, and the chances that they win add up."""
+
+
+def ballots(task: Task, rows: Mapping[str, Sequence[Sample]]) -> list[Ballot]:
+    """Return what votes are counted on; nothing if the task has no final answers."""
+    if task.final_answer is None:
+        return []
     problems = task.by_id()
-    counts, right, unparsable, owner = [], [], [], []
+    found = []
     for number, (name, samples) in enumerate(rows.items()):
         answers = [task.final_answer(problems[name], sample.text) for sample in samples]
         classes = Counter(answer for answer in answers if answer is not None)
         passed = Counter(a for a, s in zip(answers, samples, strict=True) if s.score == 1)
         # An answer is as right as most of its texts: a grader may look at more than the answer.
-        for index, answer in enumerate(classes):
-            if 2 * passed[answer] > classes[answer]:
-                counts.append(list(classes.values()))
-                right.append(index)
-                unparsable.append(len(answers) - classes.total())
-                owner.append(number)
+        right = [answer for answer in classes if 2 * passed[answer] > classes[answer]]
+        found += [Ballot(number, answers, answer) for answer in right]
+    return found
+
+
+def majority_at_k(
+    task: Task, rows: Mapping[str, Sequence[Sample]], ks: Sequence[int]
+) -> NDArray[np.float64]:
+    """Return the chance that the most frequent answer of k samples is right, [problems, ks].
+
+    Empty if the task has no final answers.
+    """
+    if task.final_answer is None or not ks:
+        return np.zeros((0, 0))
     table = np.zeros((len(rows), len(ks)))
-    if owner:
-        np.add.at(table, owner, stats.majority_at_k_counts(counts, right, unparsable, ks))
+    found = ballots(task, rows)
+    if found:
+        chances = stats.majority_at_k([b.answers for b in found], [b.right for b in found], ks)
+        np.add.at(table, [b.problem for b in found], chances)
     return table
 
 
-def _by_problem(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+def by_problem(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     """Return the samples that could be judged, by problem."""
     rows: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -201,13 +218,20 @@ def _by_problem(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     return rows
 
 
-def _by_k(ks: Sequence[int], table: NDArray[np.float64], seed: int) -> dict[int, Measure]:
+def powers(most: int) -> list[int]:
+    """Return the powers of two up to ``most``: the k that curves are drawn at."""
+    return [2**i for i in range(most.bit_length())]
+
+
+def by_k(ks: Sequence[int], table: NDArray[np.float64], seed: int) -> dict[int, Measure]:
+    """Return the mean of each column of [problems, ks] with its interval; empty for no table."""
     if not table.size:
         return {}
     return {k: measure(table[:, i], seed=seed) for i, k in enumerate(ks)}
 
 
-def _false_positives(task: Task, samples: Sequence[Sample]) -> float | None:
+def false_positives(task: Task, samples: Sequence[Sample]) -> float | None:
+    """Return the share of the right samples that the task's stricter grader refuses, if any."""
     right = [sample for sample in samples if sample.score == 1]
     if task.hidden_grader is None or not right:
         return None

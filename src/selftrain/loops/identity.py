@@ -17,29 +17,16 @@ class RunIdentity:
     """The settings."""
     base: str
     """Of the first weights."""
-    task: str
-    """Of the problems trained on."""
-    validation: str
-    """Of those that decide."""
-    test: str | None
-    """Of those measured on."""
+    tasks: tuple[tuple[str, str], ...]
+    """Of the problems, by their part in the run."""
 
     @classmethod
-    def of(
-        cls,
-        config: ReSTEMConfig,
-        base: Snapshot,
-        task: Task,
-        validation: Task,
-        test: Task | None,
-    ) -> Self:
-        """Take the fingerprints."""
+    def of(cls, config: ReSTEMConfig, base: Snapshot, **tasks: Task | None) -> Self:
+        """Take the fingerprints of weights and problems."""
         return cls(
             config=config,
             base=base.fingerprint(),
-            task=_of_task(task),
-            validation=_of_task(validation),
-            test=None if test is None else _of_task(test),
+            tasks=tuple((name, _of_task(t)) for name, t in tasks.items() if t is not None),
         )
 
 

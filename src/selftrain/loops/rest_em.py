@@ -16,12 +16,12 @@ from pathlib import Path
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from selftrain._core.io import read_jsonl, recover_folder, write_jsonl
+from selftrain._core.io import read_json, read_jsonl, recover_folder, write_json, write_jsonl
 from selftrain._core.rng import derive
 from selftrain._core.run import open_run
 from selftrain.decoding.sampler import Sampler
 from selftrain.loops.config import ReSTEMConfig
-from selftrain.loops.evaluate import Evaluation, pass_rate, summarize
+from selftrain.loops.evaluate import Evaluation, false_positives, pass_rate, summarize
 from selftrain.loops.generate import Draw, generate, grade
 from selftrain.loops.identity import RunIdentity
 from selftrain.loops.policy import Policy
@@ -60,9 +60,13 @@ class ReSTEM:
         validation: Problems that decide when to stop; none of them in ``task``.
         output_dir: Where everything goes; a run found there is continued.
         test: Problems to measure on, and nothing else.
+        solved: Problems with solutions, for ``solutions_first`` and ``with_solutions``; None: those
+            of ``task`` that have one.
         sampler: Draws the training samples and those of evaluations; None: in process. A server
             with ``load_weights`` is told of new weights.
         hint: What a model reads at a second attempt, the answer given away, for ``rationalize``.
+        choose: Called with a round's number and its graded samples, in all processes together;
+            only what it returns can be selected. Called once a round, whatever is interrupted.
         accelerator: The process layer; None makes one.
         on_samples: Called with the samples of every chunk.
         on_round: Called with every round that is over.
@@ -87,19 +91,23 @@ class ReSTEM:
         validation: Task,
         output_dir: str | Path,
         test: Task | None = None,
+        solved: Task | None = None,
         sampler: Sampler | None = None,
         hint: Callable[[Problem], PromptText] | None = None,
+        choose: Callable[[int, list[Sample]], Sequence[Sample]] | None = None,
         accelerator: Accelerator | None = None,
         on_samples: Callable[[Sequence[Sample]], None] | None = None,
         on_round: Callable[[Round], None] | None = None,
         show_progress: bool = True,
     ) -> None:
         self.config = config or ReSTEMConfig()
-        check_disjoint(task, validation, *([] if test is None else [test]))
+        for trained in (task, solved):
+            if trained is not None:
+                check_disjoint(trained, validation, *([] if test is None else [test]))
         if self.config.rationalize and hint is None:
             raise ValueError("rationalize=True needs hint, which makes the prompt with the answer.")
         self.model, self.tokenizer, self.task = model, tokenizer, task
-        self.validation, self.test = validation, test
+        self.validation, self.test, self.solved = validation, test, solved
         self.folder = Path(output_dir)
         self.accelerator = accelerator or Accelerator()
         self.policy = Policy(
@@ -109,11 +117,19 @@ class ReSTEM:
             sampler=sampler,
             batch_size=self.config.batch_size,
         )
-        self._rows = RowWriter(task, model, tokenizer)
-        self._hint, self._on_samples, self._on_round = hint, on_samples, on_round
+        self.row_writer = RowWriter(task, model, tokenizer)
+        self._hint, self._choose = hint, choose
+        self._on_samples, self._on_round = on_samples, on_round
         self._show = show_progress and self.accelerator.is_main_process
         self._seconds: dict[str, float] = {}
-        identity = RunIdentity.of(self.config, self.policy.base, task, validation, test)
+        identity = RunIdentity.of(
+            self.config,
+            self.policy.base,
+            task=task,
+            validation=validation,
+            test=test,
+            solved=solved,
+        )
         if self.accelerator.is_main_process:
             open_run(self.folder, identity, seed=self.config.seed)
         self.accelerator.wait_for_everyone()
@@ -144,7 +160,7 @@ class ReSTEM:
                 stopped = f"validation pass@1 was not better in round {number}"
                 break
         best = max([start, *rounds], key=lambda round: round.validation)  # ties: the earliest
-        self.policy.hold(self._weights_before(best.number + 1))
+        self.policy.hold(self.weights_before(best.number + 1))
         return LoopResult(start=start, rounds=tuple(rounds), best=best, stopped=stopped)
 
     def files(self, number: int) -> RoundFiles:
@@ -184,13 +200,19 @@ class ReSTEM:
 
         The result depends on the set of samples alone, not on the order in which they came.
         """
-        selection, files = self._select(number), self.files(number)
+        files = self.files(number)
+        if self._choose is not None and not files.chosen.exists():
+            chosen = self._choose(number, self.samples(number))
+            if self.accelerator.is_main_process:
+                write_json(files.chosen, [sample.key for sample in chosen])
+            self.accelerator.wait_for_everyone()
+        selection = self._select(number)
         if self.accelerator.is_main_process and not files.rows.exists():
-            rows = self._rows.of_samples(
+            rows = self.row_writer.of_samples(
                 selection.samples, selection.weights, selection.multiplicity
             )
             if self.config.with_solutions and rows:
-                rows = [*self._rows.of_solutions(), *rows]
+                rows = [*self.row_writer.of_solutions(self.solved), *rows]
             write_jsonl(files.rows, rows)
         self.accelerator.wait_for_everyone()
         return selection
@@ -204,7 +226,7 @@ class ReSTEM:
         recover_folder(files.model)
         if not files.model.exists():
             last = number != START and self.config.restart == "last"
-            self.policy.start_training(self._weights_before(number) if last else None)
+            self.policy.start_training(self.weights_before(number) if last else None)
             rows = read_jsonl(files.rows)
             config = self.config.improve.for_rows(
                 len(rows), round=max(number, 0), seed=derive(self.config.seed, "improve", number)
@@ -237,15 +259,19 @@ class ReSTEM:
         with self._timed("evaluate"):
             evaluations = {name: self._evaluate(number, name, t) for name, t in tasks.items()}
         files = self.files(number)
-        samples = [] if number == START else self._load(number)
+        samples = [] if number == START else self.samples(number)
         scores = [sample.score for sample in samples if sample.score is not None]
+        selection = None if number == START else self._select(number)
         done = Round(
             number=number,
             num_samples=len(samples),
             pass_fraction=sum(scores) / max(len(scores), 1),
             solved_fraction=len(self._solved(samples)) / len(self.task),
             num_selected=len(read_jsonl(files.rows)),
-            selection={} if number == START else self._select(number).counts,
+            selection={} if selection is None else selection.counts,
+            false_positive_fraction=(
+                None if selection is None else false_positives(self.task, selection.samples)
+            ),
             evaluations=evaluations,
             folder=files.folder,
             seconds=self._seconds,
@@ -258,14 +284,23 @@ class ReSTEM:
 
     def load_policy(self, number: int) -> None:
         """Give model and sampler the weights that round ``number`` samples with."""
-        self.policy.load(self._weights_before(number))
+        self.policy.load(self.weights_before(number))
 
-    def _weights_before(self, number: int) -> Path | None:
+    def weights_before(self, number: int) -> Path | None:
         """Return the folder of the weights before a round; None for the first weights."""
         before = number - 1
         if before < START or (before == START and not self.config.solutions_first):
             return None
         return self.files(before).model
+
+    def samples(self, number: int) -> list[Sample]:
+        """Return the graded samples of a round, the hinted ones last, less what was not chosen."""
+        files = self.files(number)
+        found = [*SampleStore(files.samples).load(), *SampleStore(files.hinted).load()]
+        if not files.chosen.exists():
+            return found
+        chosen = {tuple(key) for key in read_json(files.chosen)}
+        return [sample for sample in found if sample.key in chosen]
 
     def _start(self) -> Round:
         files = self.files(START)
@@ -274,7 +309,7 @@ class ReSTEM:
             return done
         if self.config.solutions_first:
             if self.accelerator.is_main_process and not files.rows.exists():
-                write_jsonl(files.rows, self._rows.of_solutions())
+                write_jsonl(files.rows, self.row_writer.of_solutions(self.solved))
             self.accelerator.wait_for_everyone()
             self.improve(START)
         return self.evaluate(START)
@@ -311,7 +346,7 @@ class ReSTEM:
                 task,
                 self.policy.sampler,
                 draw,
-                chunk_size=self.config.chunk_size,
+                chunk_size=self.config.chunk_for(draw.num_samples),
                 prompt=prompt,
                 rank=self.accelerator.process_index,
                 num_ranks=self.accelerator.num_processes,
@@ -323,7 +358,8 @@ class ReSTEM:
 
     def _grade(self, folder: Path, task: Task) -> None:
         with SampleStore(folder, rank=self.accelerator.process_index) as store:
-            grade(store, task, chunk_size=self.config.chunk_size, show_progress=self._show)
+            size = self.config.chunk_for(self.config.num_samples)
+            grade(store, task, chunk_size=size, show_progress=self._show)
 
     def _unsolved(self, number: int) -> Task | None:
         """Return the problems without a good first attempt; None if there are none."""
@@ -336,16 +372,11 @@ class ReSTEM:
         least = self.config.min_score
         return {s.problem_id for s in samples if s.score is not None and s.score >= least}
 
-    def _load(self, number: int) -> list[Sample]:
-        """Return all samples of a round, the hinted ones last."""
-        files = self.files(number)
-        return [*SampleStore(files.samples).load(), *SampleStore(files.hinted).load()]
-
     def _select(self, number: int) -> Selection:
         config = self.config
         rounds = range(number + 1) if config.data == "all" else [number]
         return select(
-            [sample for of_round in rounds for sample in self._load(of_round)],
+            [sample for of_round in rounds for sample in self.samples(of_round)],
             cap=config.cap,
             dedupe=config.dedupe,
             min_score=config.min_score,

@@ -28,6 +28,11 @@ class RoundFiles:
         return self.folder / "hinted"
 
     @property
+    def chosen(self) -> Path:
+        """The keys of the samples that may be selected; where it is missing, all may."""
+        return self.folder / "chosen.json"
+
+    @property
     def rows(self) -> Path:
         """The training set made of them."""
         return self.folder / "train.jsonl"
@@ -68,6 +73,9 @@ class Round:
     """Rows trained on."""
     selection: dict[str, int]
     """Counts of what was kept and left out, by reason."""
+    false_positive_fraction: float | None
+    """Of the selected samples, those that the task's stricter grader refuses; None where there is
+    none, or where nothing was selected."""
     evaluations: dict[str, Evaluation]
     """By name: "validation", "train" and, if there is one, "test"."""
     folder: Path

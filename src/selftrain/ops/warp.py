@@ -1,5 +1,7 @@
 """From logits to the law that is sampled from, and sampling from it with given uniforms."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
@@ -38,8 +40,12 @@ def warp_logits(
         return torch.full_like(logits, -torch.inf).scatter_(-1, best, 0.0)
     if temperature != 1:
         logits = logits / temperature
-    if (top_k is not None and top_k < logits.shape[-1]) or top_p < 1:
-        logits = _keep_most_likely(logits, top_k or logits.shape[-1], top_p)
+    if top_k is not None and top_k < logits.shape[-1]:
+        kept = most_likely(logits, top_k)
+        values = _keep_mass(kept.values, top_p) if top_p < 1 else kept.values
+        logits = torch.full_like(logits, -torch.inf).scatter_(-1, kept.ids, values)
+    elif top_p < 1:
+        logits = _keep_mass(logits, top_p)
     if min_p > 0:
         floor = logits.amax(-1, keepdim=True) + torch.log(torch.tensor(min_p, dtype=logits.dtype))
         logits = logits.masked_fill(logits < floor, -torch.inf)
@@ -55,17 +61,47 @@ def check_warp(temperature: float, top_k: int | None, top_p: float, min_p: float
         check_int("top_k", top_k, low=1)
 
 
-def _keep_most_likely(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Keep a prefix of the tokens in order of likelihood: top-k, then top-p of what is left."""
+class MostLikely(NamedTuple):
+    """Some tokens of the vocabulary, in order of their ids."""
+
+    values: Tensor
+    """Their logits ``[*batch, k]``."""
+    ids: Tensor
+    """Which they are ``[*batch, k]``."""
+
+
+def most_likely(logits: Float[Tensor, "*batch vocab"], k: int) -> MostLikely:
+    """Return the ``k`` largest logits in order of their ids, equal ones from the lowest id up.
+
+    That is what a stable sort of the vocabulary would keep, for a small part of its cost: a partial
+    sort finds the threshold, and a second one the lowest ids among those that lie on it, which
+    ``torch.topk`` alone would choose arbitrarily.
+
+    Args:
+        logits: Scores; -inf is allowed.
+        k: How many to keep, from 1 to the size of the vocabulary.
+    """
+    check_int("k", k, low=1, high=logits.shape[-1])
+    vocab = logits.shape[-1]
+    top = logits.topk(k, dim=-1)
+    threshold = top.values[..., -1:]
+    num_above = (top.values != threshold).sum(-1, keepdim=True)  # NaN is above all
+    # The lowest id has the largest rank; 0 marks what is not on the threshold.
+    rank = torch.arange(vocab, 0, -1, dtype=torch.int32, device=logits.device)
+    on_threshold = torch.where(logits == threshold, rank, 0).topk(k, dim=-1).values
+    lowest = (vocab - on_threshold.long()).clamp(max=vocab - 1)
+    place = torch.arange(k, device=logits.device)
+    tied = lowest.gather(-1, (place - num_above).clamp(min=0))
+    ids = torch.where(place < num_above, top.indices, tied).sort(dim=-1).values
+    return MostLikely(logits.gather(-1, ids), ids)
+
+
+def _keep_mass(logits: Tensor, top_p: float) -> Tensor:
+    """Keep a prefix of the tokens in order of likelihood, whose mass reaches ``top_p``."""
     order = logits.sort(dim=-1, descending=True, stable=True)
-    values = order.values
-    keep = torch.arange(logits.shape[-1], device=logits.device) < top_k
-    if top_p < 1:
-        kept = values.masked_fill(~keep, -torch.inf)
-        mass_before = torch.softmax(kept, -1).cumsum(-1) - torch.softmax(kept, -1)
-        keep = keep & (mass_before < top_p)
-        keep[..., 0] = True  # the first token always stays, whatever the rounding
-    keep = keep.expand(values.shape)
+    probs = torch.softmax(order.values, -1)
+    keep = probs.cumsum(-1) - probs < top_p
+    keep[..., 0] = True  # the first token always stays, whatever the rounding
     return logits.masked_fill(~torch.zeros_like(keep).scatter(-1, order.indices, keep), -torch.inf)
 
 

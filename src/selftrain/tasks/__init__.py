@@ -1,5 +1,8 @@
-"""What models are trained and judged on: text corpora, and the tokens made from them."""
+"""What models are trained and judged on: problems that can be checked, and running text."""
 
+from selftrain.tasks.answers import answer_classes, canonical_answer, parse_number, same_answer
+from selftrain.tasks.base import Grade, Grader, Problem, Task, check_disjoint
+from selftrain.tasks.code_datasets import load_humaneval, load_mbpp
 from selftrain.tasks.corpus import (
     CorpusSplit,
     Document,
@@ -7,15 +10,53 @@ from selftrain.tasks.corpus import (
     load_corpus,
     split_corpus,
 )
+from selftrain.tasks.datasets import load_gsm8k, load_math, load_svamp
+from selftrain.tasks.extraction import (
+    extract_after,
+    extract_answer_is,
+    extract_boxed,
+    extract_final_answer,
+    first_of,
+    leading_number,
+)
+from selftrain.tasks.graders import ExactGrader, NumericGrader
+from selftrain.tasks.math_verify import MathGrader
+from selftrain.tasks.prompts import as_chat, choose_shots, few_shot_prefix
 from selftrain.tasks.tokens import blocks, encode_documents, train_tokenizer, windows
 
 __all__ = [
     "CorpusSplit",
     "Document",
+    "ExactGrader",
+    "Grade",
+    "Grader",
+    "MathGrader",
+    "NumericGrader",
+    "Problem",
+    "Task",
+    "answer_classes",
+    "as_chat",
     "blocks",
+    "canonical_answer",
+    "check_disjoint",
+    "choose_shots",
     "cut_sections",
     "encode_documents",
+    "extract_after",
+    "extract_answer_is",
+    "extract_boxed",
+    "extract_final_answer",
+    "few_shot_prefix",
+    "first_of",
+    "leading_number",
     "load_corpus",
+    "load_gsm8k",
+    "load_humaneval",
+    "load_math",
+    "load_mbpp",
+    "load_svamp",
+    "parse_number",
+    "same_answer",
     "split_corpus",
     "train_tokenizer",
     "windows",

@@ -1,12 +1,9 @@
 """Text for language models: an embedded default, local files, the hub; and its split by hash."""
 
-import gzip
 import importlib
 import json
 import os
-import re
 import sysconfig
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 
 from selftrain._core.checks import check_int, check_not_empty, check_range
 from selftrain._core.rng import derive
+from selftrain.tasks.files import looks_like_path, read_text
 
 EMBEDDED_SOURCES = ("python", "python-core", "python-docs")
 """The sources that every Python installation brings along; see :func:`load_corpus`."""
@@ -99,7 +97,7 @@ def load_corpus(
         documents = _embedded(source)
     elif (path := Path(source).expanduser()).exists():
         documents = _local(path, text_column)
-    elif _looks_like_path(source):
+    elif looks_like_path(source, _SUFFIXES):
         raise FileNotFoundError(f"source: there is no file or folder {path} (in {Path.cwd()}).")
     else:
         documents = _hub(str(source), text_column, split)
@@ -238,15 +236,6 @@ def _stdlib(root: Path, pattern: str) -> list[Document]:
     return documents
 
 
-def _looks_like_path(source: str | Path) -> bool:
-    return (
-        isinstance(source, Path)
-        or source.startswith((".", "~", "/", "\\"))
-        or re.match(r"[A-Za-z]:[\\/]", source) is not None
-        or source.removesuffix(".gz").endswith(_SUFFIXES)
-    )
-
-
 def _local(path: Path, text_column: str) -> list[Document]:
     if path.is_file():
         if _suffix(path) not in _SUFFIXES:
@@ -276,7 +265,7 @@ def _suffix(path: Path) -> str:
 
 
 def _read_file(path: Path, name: str, text_column: str) -> list[Document]:
-    text = _read_text(path)
+    text = read_text(path)
     if _suffix(path) in _TEXT_SUFFIXES:
         return [Document(name, text)]
     return [
@@ -284,23 +273,6 @@ def _read_file(path: Path, name: str, text_column: str) -> list[Document]:
         for number, line in enumerate(text.split("\n"), 1)
         if line.strip()
     ]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
-    except (OSError, EOFError, zlib.error) as error:
-        kind = type(error) if isinstance(error, OSError) else OSError
-        raise kind(f"source: could not read {path}: {error}") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"source: {path} is not UTF-8 text (byte {error.start} is {data[error.start]:#04x}). "
-            "Convert it, for example with: iconv -f latin1 -t utf-8"
-        ) from error
-    return text.replace("\r\n", "\n")
 
 
 def _row_text(place: str, line: str, text_column: str) -> str:

@@ -28,9 +28,13 @@ class TokenRow:
     """How much the row counts beside the others; 0 is like leaving it out."""
     advantage: float = 0.0
     """What a policy gradient multiplies the row's log-likelihood by."""
+    label: float | None = None
+    """What a head that judges whole rows should say, in [0, 1]; None where there is nothing to."""
 
     def __post_init__(self) -> None:
         check_range("weight", self.weight, low=0.0, high=float("inf"), high_open=True)
+        if self.label is not None:
+            check_range("label", self.label, low=0.0, high=1.0)
         if self.mask is not None and len(self.mask) != len(self.completion_ids):
             raise ValueError(
                 f"mask has {len(self.mask)} entries for {len(self.completion_ids)} tokens; "

@@ -6,21 +6,18 @@ them, on every process, before anything is added up.
 Shape letters: B rows, N scored tokens.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from selftrain._core.rng import seeded_torch
 from selftrain.nn.modes import training_mode
 from selftrain.training.batch import MicroBatch, TokenRow, collate
-from selftrain.training.optim import build_optimizer, learning_rate_at
 from selftrain.training.settings import Normalize, StepSettings
+from selftrain.training.updates import Updater
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +82,10 @@ class Learner:
     """
 
     def __init__(self, model: nn.Module, config: StepSettings, accelerator: Accelerator) -> None:
-        if accelerator.gradient_accumulation_steps != 1:
-            raise ValueError(
-                f"the accelerator has gradient_accumulation_steps="
-                f"{accelerator.gradient_accumulation_steps}, but steps are split here: leave it at "
-                "1 and set micro_batch_size."
-            )
+        self._updater = Updater(model, config, accelerator)
         self.config, self.accelerator = config, accelerator
-        self.module = model
-        model_config = getattr(model, "config", None)
-        self._decoder_start_id = _decoder_start_id(model_config)
-        optimizer = build_optimizer(model, config.optim)
-        self.model, self._prepared = accelerator.prepare(model, optimizer)
-        self.optimizer = optimizer
+        self.module, self.model = model, self._updater.model
+        self.optimizer = self._updater.optimizer
 
     def local_indices(self, num_rows: int) -> list[int]:
         """Return which rows of the batch are this process's; -1 where it has none.
@@ -133,25 +121,19 @@ class Learner:
         batches = self._micro_batches(rows, num_rows)
         weights = self._token_weights(rows, batches)
         measured = []
-        with training_mode(True, self.module), self._dropout_seed(step):
+        updater = self._updater
+        with training_mode(True, self.module), updater.dropout_seed(step):
             for i, (indices, batch) in enumerate(batches):
-                last = i == len(batches) - 1
-                sync = contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
-                with sync:
+                with updater.synchronised(i == len(batches) - 1):
                     losses = token_losses(batch, weights[i])
                     self.accelerator.backward(losses.objective)
                 measured.append((indices, batch, _row_sums(losses.values, batch)))
-        max_norm = self.config.optim.max_grad_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
-        assert norm is not None, "only DeepSpeed hides the norm"  # noqa: S101
-        result = self._gather(rows, measured, num_rows, norm)
+        result = self._gather(rows, measured, num_rows, updater.clip())
         try:
             self._check_finite(result, step, names)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, self.config.num_steps, self.config.optim)
-            self._prepared.step()
+            updater.update(step)
         finally:
-            self._prepared.zero_grad()
+            updater.forget()
         return result
 
     @torch.no_grad()
@@ -180,7 +162,8 @@ class Learner:
         for start in range(0, len(indices), size):
             part = indices[start : start + size]
             batch = collate(
-                [used.get(i, _FILLER) for i in part], decoder_start_id=self._decoder_start_id
+                [used.get(i, _FILLER) for i in part],
+                decoder_start_id=self._updater.decoder_start_id,
             )
             batches.append((part, batch.to(self.accelerator.device)))
         return batches
@@ -243,23 +226,7 @@ class Learner:
                     f"step {step}: the loss of {names[i] if names else f'row {i}'} is {loss}. The "
                     "parameters were not updated. Look at this row, or lower the learning rate."
                 )
-        # With a gradient scaler (float16) an overflow is expected and skipped by it.
-        if not math.isfinite(result.grad_norm) and self.accelerator.scaler is None:
-            raise FloatingPointError(
-                f"step {step}: the gradient's norm is {result.grad_norm} though the loss is finite."
-                " The parameters were not updated. Lower the learning rate."
-            )
-
-    def _dropout_seed(self, step: int) -> contextlib.AbstractContextManager[None]:
-        return seeded_torch(self.config.seed, "dropout", step, self.accelerator.process_index)
-
-
-def _decoder_start_id(config: Any) -> int | None:
-    if not getattr(config, "is_encoder_decoder", False):
-        return None
-    if config.decoder_start_token_id is None:
-        raise ValueError("the model's config has no decoder_start_token_id; set it.")
-    return config.decoder_start_token_id
+        self._updater.check_norm(result.grad_norm, step)
 
 
 def _row_sums(values: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:

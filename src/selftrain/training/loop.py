@@ -15,6 +15,7 @@ from selftrain._core.logging import MetricLog, progress
 from selftrain._core.run import open_run
 from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
 from selftrain.training.learner import Learner
+from selftrain.training.updates import Updater
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        learner: Learner,
+        learner: Learner | Updater,
         *,
         stage: str,
         output_dir: str | Path | None = None,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from selftrain._core.io import atomic_folder
+from selftrain._core.io import atomic_folder, read_json
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
@@ -17,6 +17,38 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: str | Pat
     with atomic_folder(folder) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
+
+
+def load_pretrained(folder: str | Path) -> Any:
+    """Load the model that :func:`save_model` wrote: whole, or adapters onto the base they name.
+
+    Raises:
+        ValueError: If the adapters name no base that can be loaded.
+    """
+    path = Path(folder)
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    name, has_adapters = str(path), (path / "adapter_config.json").exists()
+    if has_adapters:
+        name = str(read_json(path / "adapter_config.json")["base_model_name_or_path"])
+    try:
+        seq2seq = AutoConfig.from_pretrained(name).is_encoder_decoder
+        model: Any = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_pretrained(
+            name
+        )
+    except (OSError, ValueError) as error:
+        if not has_adapters:
+            raise
+        raise ValueError(
+            f"{path} holds adapters of {name!r}, which could not be loaded: "
+            f"{str(error).strip().splitlines()[0]} Save the base with save_pretrained, and name "
+            "its folder as base_model_name_or_path in adapter_config.json."
+        ) from error
+    if has_adapters:
+        import peft
+
+        return peft.PeftModel.from_pretrained(model, path, is_trainable=True)
+    return model
 
 
 @torch.no_grad()

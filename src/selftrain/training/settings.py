@@ -8,7 +8,7 @@ from selftrain.training.optim import OptimConfig
 Normalize = Literal["sequence", "token"]
 
 
-class StepSettings(Protocol):
+class RunSettings(Protocol):
     """The fields that every training configuration has."""
 
     @property
@@ -18,17 +18,7 @@ class StepSettings(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Rows per optimizer step, over all processes."""
-        ...
-
-    @property
-    def micro_batch_size(self) -> int | None:
-        """Rows per forward pass on one process; None: all of them."""
-        ...
-
-    @property
-    def normalize(self) -> Normalize:
-        """Average over tokens within each sequence first, or over all tokens."""
+        """Rows (or groups of them) per optimizer step, over all processes."""
         ...
 
     @property
@@ -57,14 +47,35 @@ class StepSettings(Protocol):
         ...
 
 
+class StepSettings(RunSettings, Protocol):
+    """The fields of configurations whose loss is a sum over the tokens of rows."""
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        """Rows per forward pass on one process; None: all of them."""
+        ...
+
+    @property
+    def normalize(self) -> Normalize:
+        """Average over tokens within each sequence first, or over all tokens."""
+        ...
+
+
 def check_step_settings(config: StepSettings) -> None:
     """Raise unless the fields of :class:`StepSettings` lie in their ranges."""
     check_int("num_steps", config.num_steps, low=1)
-    check_int("batch_size", config.batch_size, low=1)
+    check_run_settings(config)
     check_choice("normalize", config.normalize, ("sequence", "token"))
+    if config.micro_batch_size is not None:
+        check_int("micro_batch_size", config.micro_batch_size, low=1)
+
+
+def check_run_settings(config: RunSettings) -> None:
+    """Raise unless the fields of :class:`RunSettings` but ``num_steps`` lie in their ranges."""
+    check_int("batch_size", config.batch_size, low=1)
     check_int("seed", config.seed, low=0, high=2**63 - 1)
     check_int("log_every", config.log_every, low=1)
-    for name in ("micro_batch_size", "save_every", "eval_every"):
+    for name in ("save_every", "eval_every"):
         value = getattr(config, name)
         if value is not None:
             check_int(name, value, low=1)

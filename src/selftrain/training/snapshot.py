@@ -1,6 +1,7 @@
 """The trainable part of a model, set aside: to start from it again, or to tell it apart."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -70,9 +71,18 @@ class Snapshot:
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that change with any bit of any parameter."""
-        digest = hashlib.blake2b(digest_size=8)
-        for name in sorted(self.tensors):
-            tensor = self.tensors[name].contiguous()
-            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return _fingerprint(self.tensors)
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Return 16 hexadecimal digits that change with any bit of any parameter, frozen or not."""
+    return _fingerprint({name: parameter.detach() for name, parameter in model.named_parameters()})
+
+
+def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(tensors):
+        tensor = tensors[name].cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

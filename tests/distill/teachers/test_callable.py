@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from selftrain.distill.targets import HiddenTargets, LogitTargets, TopKTargets
+from selftrain.distill.targets import TopKTargets
 from selftrain.distill.teachers import CallableTeacher
 from selftrain.ops.linear_divergence import Head
 from selftrain.training.batch import scored_logits
+from selftrain.training.targets import HiddenTargets, LogitTargets
 
 
 def of_model(model):

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from selftrain.distill.targets import HiddenTargets, LogitTargets, TopKTargets
+from selftrain.distill.targets import TopKTargets
 from selftrain.ops.linear_divergence import Head
 from selftrain.training.batch import predicting_steps
+from selftrain.training.targets import HiddenTargets, LogitTargets
 
 
 @pytest.mark.parametrize("encoder_decoder", [False, True])

@@ -11,8 +11,6 @@ from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from selftrain.decoding import SamplingParams
 from selftrain.distill import DistillConfig, Distiller
-from selftrain.distill.heads import Scorer
-from selftrain.distill.targets import dense_logits
 from selftrain.distill.teachers import (
     CachedTeacher,
     CallableTeacher,
@@ -23,6 +21,8 @@ from selftrain.distill.teachers import (
 )
 from selftrain.training import OptimConfig
 from selftrain.training.batch import predicting_steps
+from selftrain.training.heads import Scorer
+from selftrain.training.targets import dense_logits
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 

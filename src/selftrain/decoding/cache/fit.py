@@ -9,9 +9,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from selftrain.decoding.cache.holes import HoleyCache
+from selftrain.decoding.cache.lanes import PaddedLanes, SlotLanes
 from selftrain.decoding.cache.masks import attention_windows
 from selftrain.decoding.cache.padded import PaddedCache
 from selftrain.decoding.cache.seq2seq import Seq2SeqCache
+from selftrain.decoding.cache.shared import SharedLanes
 from selftrain.decoding.cache.slots import SlotCache
 from selftrain.nn.modes import training_mode
 
@@ -69,18 +71,30 @@ def seq2seq_obstacle(model: nn.Module) -> str | None:
     return _cache_obstacle(model) or _attention_obstacle(config) or _probe(model, Seq2SeqCache)
 
 
-def sampling_cache(model: nn.Module) -> type[SlotCache] | type[PaddedCache]:
-    """Return the cache class to sample from ``model`` with.
+def sharing_obstacle(model: nn.Module) -> str | None:
+    """Return why ``model``, which can use slots, cannot use :class:`SharedLanes`, or None."""
+    config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
+    if any(attention_windows(config)):
+        return "it has sliding-window layers"
+    if isinstance(model, torch._dynamo.OptimizedModule) or model._compiled_call_impl is not None:
+        return "it is compiled, with its own attention in the graph"
+    return _probe(model, SharedLanes)
+
+
+def sampling_lanes(
+    model: nn.Module,
+) -> type[SharedLanes] | type[SlotLanes] | type[PaddedLanes]:
+    """Return the kind of lanes to sample from ``model`` in, the fastest that gives its logits.
 
     Raises:
-        TypeError: If neither gives the logits of a plain forward.
+        TypeError: If none gives the logits of a plain forward.
     """
     slots = slot_obstacle(model)
     if slots is None:
-        return SlotCache
+        return SlotLanes if sharing_obstacle(model) else SharedLanes
     padded = _probe(model, PaddedCache)
     if padded is None:
-        return PaddedCache
+        return PaddedLanes
     raise TypeError(f"cannot sample from this model. Slots: {slots}. Padded cache: {padded}.")
 
 
@@ -200,7 +214,8 @@ def _probe(model: nn.Module, cache_type: Any) -> str | None:
     tokens = (tokens + (tokens == getattr(config, "pad_token_id", None))) % config.vocab_size
     with training_mode(False, model):
         try:
-            got, want = _trial(model, cache_type, tokens)
+            trial = _lanes_trial if cache_type is SharedLanes else _trial
+            got, want = trial(model, cache_type, tokens)
         except Exception as error:  # whatever fails now would fail in the middle of decoding
             return f"a trial forward failed ({type(error).__name__}: {error})"
     tolerance = _PROBE_TOLERANCE.get(weight.dtype, _PROBE_TOLERANCE_HALF)
@@ -233,3 +248,20 @@ def _trial(model: nn.Module, cache_type: Any, tokens: Tensor) -> tuple[Tensor, T
     return torch.cat([both.flatten(0, 1), alone[0]]), torch.cat(
         [plain[0, 2:5], plain[1, 3:], plain[0, 5:]]
     )
+
+
+def _lanes_trial(model: nn.Module, lanes_type: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for lanes: a shared branch beside a copied one, a new row, and one that is left."""
+    tokens = torch.cat([tokens[:1, :1].expand(2, 1), tokens[:, 1:]], dim=1)
+    plain = model(input_ids=tokens, use_cache=False).logits
+    first, second = tokens.tolist()
+    lanes = lanes_type(model, trunk=first[:1], capacity=8, worth_sharing=1)
+    (copied,) = lanes.read([first[:3]], num_rows=1)
+    (shared,) = lanes.read([second[:2]], num_rows=2)
+    lanes.open([copied, shared])
+    got = [lanes.step(tokens[[0, 1], [3, 2]]), lanes.step(tokens[[0, 1], [4, 3]])]
+    lanes.replace([0], [shared])
+    got.append(lanes.step(tokens[[1, 1], [2, 4]]))
+    lanes.select([1])
+    got.append(lanes.step(tokens[1:, 5]))
+    return torch.cat(got), plain[[0, 1, 0, 1, 1, 1, 1], [3, 2, 4, 3, 2, 4, 5]]

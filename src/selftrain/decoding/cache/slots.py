@@ -167,16 +167,56 @@ class SlotCache:
         where = positions if slots is None else slots
         return step(tokens, positions, where, visible, keys, values)
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Store the keys and values of ``prompts``, one row each; empty prompts are allowed."""
+    def prefill(self, prompts: Sequence[Sequence[int]], *, start: int = 0) -> None:
+        """Store the keys and values of ``prompts``, one row each; empty prompts are allowed.
+
+        Args:
+            prompts: Token ids.
+            start: How many tokens every row holds already, to which these are appended.
+        """
         longest = max(map(len, prompts))
         if longest == 0:
             return
         device = next(self.model.parameters()).device
         rows = [[*p, *([0] * (longest - len(p)))] for p in prompts]
         tokens = torch.tensor(rows, device=device)
-        positions = torch.arange(longest, device=device).expand_as(tokens)
-        self.forward(tokens, positions, extent=longest, last_only=True)
+        positions = torch.arange(start, start + longest, device=device).expand_as(tokens)
+        self.forward(tokens, positions, extent=start + longest, last_only=True)
+
+    def stored(self, row: int, length: int) -> tuple[tuple[Tensor, Tensor] | None, ...]:
+        """Return the keys and values of a row's first tokens, ``[heads, length, head_dim]`` each.
+
+        They are views, one pair for every layer; None for a layer that stores nothing.
+        """
+        return tuple(
+            (x.keys[row, :, :length], x.values[row, :, :length]) if x.is_initialized else None
+            for x in self._layers
+        )
+
+    def place(
+        self,
+        row: int,
+        stretches: Sequence[tuple[Tensor, Tensor] | None],
+        *,
+        num_rows: int,
+    ) -> None:
+        """Store what :meth:`stored` returned as the first tokens of a row.
+
+        Args:
+            row: Which one; what it held is overwritten as it grows.
+            stretches: One for each layer.
+            num_rows: How many rows the cache has, which it may not have been told yet.
+        """
+        for layer, stretch in zip(self._layers, stretches, strict=True):
+            if stretch is None:
+                continue
+            keys, values = stretch
+            if not layer.is_initialized:
+                layer.lazy_initialization(
+                    *(x.unsqueeze(0).expand(num_rows, -1, -1, -1) for x in stretch)
+                )
+            layer.keys[row, :, : keys.shape[1]] = keys
+            layer.values[row, :, : values.shape[1]] = values
 
     def fork(self, rows: Tensor) -> "SlotCache":
         """Return a new cache holding a copy of the given rows, repeated as often as they occur."""

@@ -1,13 +1,7 @@
 """Teachers: what a student can learn from, besides a model in the same process."""
 
 from selftrain.distill.rows import encode_rows
-from selftrain.distill.targets import (
-    HiddenTargets,
-    LogitTargets,
-    Targets,
-    Teacher,
-    TopKTargets,
-)
+from selftrain.distill.targets import Targets, Teacher, TopKTargets
 from selftrain.distill.teachers.adapters import AdapterFreeTeacher
 from selftrain.distill.teachers.cache import CachedTeacher
 from selftrain.distill.teachers.cache_writer import write_teacher_cache
@@ -15,6 +9,7 @@ from selftrain.distill.teachers.callable import CallableTeacher
 from selftrain.distill.teachers.ema import EMATeacher
 from selftrain.distill.teachers.endpoint import EndpointTeacher
 from selftrain.distill.teachers.model import ModelTeacher
+from selftrain.training.targets import HiddenTargets, LogitTargets
 
 __all__ = [
     "AdapterFreeTeacher",

@@ -9,13 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from selftrain.distill.targets import (
-    HiddenTargets,
-    LogitTargets,
-    Targets,
-    TopKTargets,
-    dense_logits,
-)
+from selftrain.distill.targets import Targets, TopKTargets
+from selftrain.training.targets import HiddenTargets, LogitTargets, dense_logits
 
 _PIECE = 8192  # words of the vocabulary that are converted to float32 together
 

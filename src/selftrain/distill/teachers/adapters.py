@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from selftrain.distill.targets import HiddenTargets, LogitTargets
 from selftrain.distill.teachers.model import ModelTeacher
 from selftrain.training.batch import MicroBatch
+from selftrain.training.targets import HiddenTargets, LogitTargets
 
 
 class AdapterFreeTeacher:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from selftrain._core.io import read_json
-from selftrain.distill.targets import HiddenTargets, TopKTargets
+from selftrain.distill.targets import TopKTargets
 from selftrain.distill.teachers._shards import (
     HEAD,
     MANIFEST,
@@ -25,6 +25,7 @@ from selftrain.distill.teachers._shards import (
     row_key,
 )
 from selftrain.training.batch import MicroBatch, TokenRow, predicting_steps
+from selftrain.training.targets import HiddenTargets
 
 if TYPE_CHECKING:
     from selftrain.ops.linear_divergence import Head

@@ -15,7 +15,7 @@ from selftrain._core.checks import check_choice, check_int, check_not_empty
 from selftrain._core.config import differences
 from selftrain._core.io import read_json, write_json
 from selftrain._core.logging import progress
-from selftrain.distill.targets import HiddenTargets, Targets, Teacher
+from selftrain.distill.targets import Targets, Teacher
 from selftrain.distill.teachers._answers import kept_values
 from selftrain.distill.teachers._shards import (
     HEAD,
@@ -34,6 +34,7 @@ from selftrain.distill.teachers.model import ModelTeacher
 from selftrain.errors import RunConflictError
 from selftrain.training.batch import TokenRow, collate, predicting_steps
 from selftrain.training.finetune import token_row
+from selftrain.training.targets import HiddenTargets
 
 
 def write_teacher_cache(

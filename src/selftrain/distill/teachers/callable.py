@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from selftrain.distill.targets import HiddenTargets, LogitTargets, Targets, TopKTargets
+from selftrain.distill.targets import Targets, TopKTargets
 from selftrain.training.batch import MicroBatch
+from selftrain.training.targets import HiddenTargets, LogitTargets
 
 if TYPE_CHECKING:
     from selftrain.ops.linear_divergence import Head

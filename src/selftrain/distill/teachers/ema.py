@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import nn
 
-from selftrain.distill.targets import HiddenTargets, LogitTargets
 from selftrain.distill.teachers.model import ModelTeacher
 from selftrain.nn.ema import EMA
 from selftrain.training.batch import MicroBatch
+from selftrain.training.targets import HiddenTargets, LogitTargets
 
 
 class EMATeacher:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from selftrain.distill.heads import Scorer
-from selftrain.distill.targets import HiddenTargets, LogitTargets
 from selftrain.nn.modes import training_mode
 from selftrain.training.batch import MicroBatch
+from selftrain.training.heads import Scorer
+from selftrain.training.targets import HiddenTargets, LogitTargets
 
 
 class ModelTeacher:

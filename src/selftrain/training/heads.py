@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selftrain.distill.targets import HiddenTargets, LogitTargets
 from selftrain.nn.modes import training_mode
 from selftrain.ops.linear_divergence import Head
 from selftrain.training.batch import MicroBatch, scored_logits, takes_logits_to_keep
+from selftrain.training.targets import HiddenTargets, LogitTargets
 
 # The ramp: large enough that a soft-cap saturates, and small enough that one is a straight line.
 _SMALL, _STRAIGHT, _LARGE = 1e-2, 0.1, 1e4

@@ -7,9 +7,9 @@ import torch
 import transformers
 from torch import nn
 
-from selftrain.distill.heads import find_head, scored_hidden
-from selftrain.distill.targets import dense_logits
 from selftrain.training.batch import TokenRow, collate, scored_logits, takes_logits_to_keep
+from selftrain.training.heads import find_head, scored_hidden
+from selftrain.training.targets import dense_logits
 
 ROWS = [
     TokenRow(prompt_ids=(3, 4, 5), completion_ids=(6, 7, 1)),
