@@ -299,7 +299,7 @@ def test_dropout_is_off(gradients, make_llama):
 @pytest.mark.filterwarnings(PEFT)
 def test_the_reference_of_adapters_is_where_they_began_not_the_base():
     torch.manual_seed(3)
-    model = get_peft_model(build(), LoraConfig(target_modules=["q_proj", "v_proj"], r=4))
+    model = get_peft_model(build(), LoraConfig(target_modules="all-linear", r=4))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
