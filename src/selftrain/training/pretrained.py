@@ -19,36 +19,44 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: str | Pat
         tokenizer.save_pretrained(part)
 
 
-def load_pretrained(folder: str | Path) -> Any:
-    """Load the model that :func:`save_model` wrote: whole, or adapters onto the base they name.
+def load_pretrained(
+    name: str | Path, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
+) -> Any:
+    """Load a model by hub name or folder: whole, or adapters onto the base that they name.
+
+    Args:
+        name: A hub name, or a folder that :func:`save_model` or ``save_pretrained`` wrote.
+        dtype: Type of the weights; "auto" is that of the checkpoint.
+        trust_remote_code: Whether to run code that comes with the model.
 
     Raises:
-        ValueError: If the adapters name no base that can be loaded.
+        ValueError: If the model, or the base of the adapters, cannot be loaded.
     """
-    path = Path(folder)
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    name, has_adapters = str(path), (path / "adapter_config.json").exists()
-    if has_adapters:
-        name = str(read_json(path / "adapter_config.json")["base_model_name_or_path"])
+    path = Path(name)
+    has_adapters = (path / "adapter_config.json").exists()
+    if not has_adapters:
+        return _load_whole(str(name), dtype, trust_remote_code)
+    base = str(read_json(path / "adapter_config.json")["base_model_name_or_path"])
     try:
-        seq2seq = AutoConfig.from_pretrained(name).is_encoder_decoder
-        model: Any = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_pretrained(
-            name
-        )
+        model = _load_whole(base, dtype, trust_remote_code)
     except (OSError, ValueError) as error:
-        if not has_adapters:
-            raise
         raise ValueError(
-            f"{path} holds adapters of {name!r}, which could not be loaded: "
+            f"{path} holds adapters of {base!r}, which could not be loaded: "
             f"{str(error).strip().splitlines()[0]} Save the base with save_pretrained, and name "
             "its folder as base_model_name_or_path in adapter_config.json."
         ) from error
-    if has_adapters:
-        import peft
+    import peft
 
-        return peft.PeftModel.from_pretrained(model, path, is_trainable=True)
-    return model
+    return peft.PeftModel.from_pretrained(model, path, is_trainable=True)
+
+
+def _load_whole(name: str, dtype: str | torch.dtype, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    code = {"trust_remote_code": trust_remote_code}
+    seq2seq = AutoConfig.from_pretrained(name, **code).is_encoder_decoder
+    auto: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+    return auto.from_pretrained(name, dtype=dtype, **code)
 
 
 @torch.no_grad()
