@@ -38,6 +38,7 @@ class ImproveConfig:
 
     def __post_init__(self) -> None:
         check_range("num_epochs", self.num_epochs, low=0.0, low_open=True)
+        check_int("batch_size", self.batch_size, low=1)
         check_int("evaluations", self.evaluations, low=1)
         check_range("step_growth", self.step_growth, low=1.0)
         for name in ("first_steps", "patience"):

@@ -317,9 +317,9 @@ class VSTaR:
 def _check_reference(wanted: str, found: str, folder: Path) -> None:
     if wanted != found:
         raise ValueError(
-            f"the log-probabilities in {folder / 'groups.jsonl'} are those of weights {wanted}, but "
-            f"the verifier would start from {found}; its loss would not begin at ln 2. Remove the "
-            "folder to make them anew."
+            f"the log-probabilities in {folder / 'groups.jsonl'} are those of weights {wanted}, "
+            f"but the verifier would start from {found}; its loss would not begin at ln 2. Remove "
+            "the folder to make them anew."
         )
 
 
