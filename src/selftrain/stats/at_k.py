@@ -30,7 +30,8 @@ def pass_at_k(num_correct: ArrayLike, num_samples: ArrayLike, k: Ks) -> NDArray[
         k: Samples in a subset; a sequence gives a column for each.
 
     Returns:
-        [problems], or [problems, ks]. All k up to 1000 for 1000 problems take about 0.05 s.
+        [problems], or [problems, ks]. All k up to 1000 for 1000 problems take less than a
+        second.
 
     Raises:
         TypeError: If a count or k is no integer.
@@ -101,8 +102,8 @@ def best_of_k(
 
     Returns:
         [problems], or [problems, ks]. All k up to 1000 for 1000 problems with 1000 samples take
-        about 0.3 s; problems with different numbers of samples cost one more table of weights
-        [samples, ks] for every number that occurs.
+        less than a second; problems with different numbers of samples cost one more table
+        of weights [samples, ks] for every number that occurs.
 
     Raises:
         TypeError: If k is no integer.

@@ -43,6 +43,7 @@ def weighted_majority_at_k(
     form, so subsets are drawn: ``num_trials`` for each problem, those of a smaller k being the
     first samples of a larger one's. The draws depend on the seed and the problem's place only.
     A subset in which no answer has a weight above 0 has no winner.
+    The cost grows with trials times samples, and trials times classes times the number of ks.
 
     Args:
         answers: For each problem the final answers of its samples; None where there is none.
