@@ -1,11 +1,13 @@
 """What k samples a problem are worth: to the lucky (pass@k), and to one who ranks (best of k)."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from selftrain.stats._arguments import (
     BLOCK,
+    Counts,
     Ks,
+    Table,
     check_enough,
     check_no_nan,
     counts,
@@ -15,7 +17,7 @@ from selftrain.stats._arguments import (
 )
 
 
-def pass_at_k(num_correct: ArrayLike, num_samples: ArrayLike, k: Ks) -> NDArray[np.float64]:
+def pass_at_k(num_correct: Counts, num_samples: Counts | int, k: Ks) -> np.ndarray:
     r"""Return the probability that k of a problem's samples hold a correct one.
 
     .. math:: \text{pass@}k = 1 - \binom{n-c}{k} \Big/ \binom{n}{k},
@@ -79,9 +81,7 @@ def _passes(c: NDArray[np.int64], n: NDArray[np.int64], most: int) -> NDArray[np
     return np.where(c > left - 1, 1.0, np.minimum(np.cumsum(first, axis=1), 1.0))
 
 
-def best_of_k(
-    scores: ArrayLike, correct: ArrayLike, k: Ks, *, mask: ArrayLike | None = None
-) -> NDArray[np.float64]:
+def best_of_k(scores: Table, correct: Table, k: Ks, *, mask: Table | None = None) -> np.ndarray:
     r"""Return how correct the best-scored of k samples is, on average over all subsets of k.
 
     With the samples in falling order of score, equal scores sharing their places evenly,

@@ -16,7 +16,7 @@ _UNTILTED = 1000
 
 def majority_at_k(
     answers: Sequence[Sequence[str | None]], correct: Sequence[str], k: Ks
-) -> NDArray[np.float64]:
+) -> np.ndarray:
     """Return how often the correct answer wins the vote among k samples, over all subsets of k.
 
     The most frequent answer of a subset wins; where several are equally frequent each wins an
@@ -65,7 +65,7 @@ def majority_at_k_counts(
     correct_index: Sequence[int | None],
     num_unparsable: Sequence[int],
     k: Ks,
-) -> NDArray[np.float64]:
+) -> np.ndarray:
     r"""Return :func:`majority_at_k` from the sizes of the classes of equal answers.
 
     With :math:`n_c` samples of the correct class, the subsets in which it wins with j votes are
