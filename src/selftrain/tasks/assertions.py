@@ -1,8 +1,8 @@
 """Splits asserts into what a program computes and what is expected of it.
 
-``assert f(2) == [4]`` becomes the expression ``f(2)``, which is evaluated where the program runs, and
-the predicate ``_ == [4]``, which is evaluated here, on the value that came back. So the program is
-judged by somebody who does not run it, and never sees what is expected.
+``assert f(2) == [4]`` becomes the expression ``f(2)``, which is evaluated where the program runs,
+and the predicate ``_0 == [4]``, which is evaluated here, on the value that came back. So a program
+is judged by a process that does not run it, and never sees what is expected.
 """
 
 import ast

@@ -53,9 +53,9 @@ def run_program(request: dict[str, Any], send: Send, relax: Callable[[], None]) 
         try:
             compiled = compile(source, f"<{where}>", mode, dont_inherit=True)
             if mode == "exec":
-                exec(compiled, space)
+                exec(compiled, space)  # noqa: S102 - this is the process to do it in
                 return True, None
-            return True, encode(eval(compiled, space))
+            return True, encode(eval(compiled, space))  # noqa: S307
         except BaseException as error:
             if isinstance(error, MemoryError):
                 relax()
