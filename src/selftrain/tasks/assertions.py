@@ -107,7 +107,7 @@ class _Splitter:
     def _split_comparison(self, node: ast.Compare) -> ast.expr:
         sides = [node.left, *node.comparators]
         # Of two sides that the program computes neither is known to be right.
-        if sum(not is_constant(side) for side in sides) != 1:
+        if sum(not is_constant(side) for side in sides) > 1:
             raise _NotSplittableError
         if any(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops) and not all(
             _is_singleton(side) or not is_constant(side) for side in sides

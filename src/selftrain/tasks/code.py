@@ -13,7 +13,7 @@ from selftrain.tasks.sandbox import Outcome, Program, Result, Sandbox
 
 Mode = Literal["auto", "outputs", "asserts"]
 _CODE = "{code}"
-_FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def extract_code(text: str) -> str | None:

@@ -46,7 +46,7 @@ def enter_namespaces(empty_folder: str, scratch_mb: int) -> tuple[int, int] | No
 
 def _unshare() -> tuple[int, int]:
     uid, gid = os.geteuid(), os.getegid()
-    flags = _NEW_USER | _NEW_PID | _NEW_NET | _NEW_MOUNT | _NEW_IPC | _NEW_UTS
+    flags = _NEW_USER | _NEW_PID | _NEW_NET | _NEW_IPC | _NEW_UTS
     if uid != 0:
         call("unshare", flags)
         _write("/proc/self/setgroups", "deny")
@@ -93,6 +93,8 @@ def _become_init(empty_folder: str) -> None:
 
 
 def _build_root(root: str, scratch_mb: int, uid: int, gid: int) -> None:
+    # Not before the fork: the waiting process has to find the folder again that it removes.
+    call("unshare", _NEW_MOUNT)
     _mount("none", "/", None, _RECURSIVE | _PRIVATE)
     _mount("tmpfs", root, "tmpfs", _NO_SETUID | _NO_DEVICES, "size=1m,mode=755")
     for path in library_folders():
