@@ -166,7 +166,7 @@ tempfile.tempdir = {str(tmp_path)!r}
 from selftrain.tasks.sandbox import Program, Sandbox
 sandbox = Sandbox(level={level!r}, allow_code_execution=True, num_workers=2, timeout=60)
 sandbox.__enter__()
-print(*[w._process.pid for w in sandbox._crew._finalizer.peek()[2][1]], flush=True)
+print(*[w._process.pid for w in sandbox._crew._finalizer.peek()[2][2]], flush=True)
 sandbox.run([Program(code="while True: pass")] * 2)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
