@@ -1,11 +1,9 @@
 """``selftrain distill``: distil a model into another on your own rows."""
 
-import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import transformers
 import tyro
 from rich import box
@@ -14,24 +12,19 @@ from rich.table import Table
 
 from selftrain._core.checks import check_int
 from selftrain._core.io import atomic_folder, read_jsonl, write_text
-from selftrain._core.rng import derive, seeded_torch
 from selftrain._core.run import check_run, open_run
+from selftrain.cli._models import DtypeName, load_model, with_adapters
+from selftrain.cli._words import preset_in, presets_of
 from selftrain.distill.config import DistillConfig
 from selftrain.distill.distiller import Distiller
 from selftrain.distill.model_card import model_card
-from selftrain.distill.models import load_tokenizer
 from selftrain.distill.row_files import load_rows
+from selftrain.training.pretrained import load_tokenizer
 
 PRESETS = tuple(
     name
-    for name, value in vars(DistillConfig).items()
-    if isinstance(value, classmethod)
-    and not name.startswith("_")
-    and all(
-        p.default is not p.empty
-        for p in inspect.signature(getattr(DistillConfig, name)).parameters.values()
-    )
-    and not getattr(DistillConfig, name)().reward_weight  # a reward is a function
+    for name in presets_of(DistillConfig)
+    if not getattr(DistillConfig, name)().reward_weight  # a reward is a function
 )
 """The class methods of the configuration that need no argument, and no reward."""
 
@@ -62,7 +55,7 @@ class _Parts:
     """The column of the prompts."""
     completion_column: str = "completion"
     """The column of the completions."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: DtypeName = "auto"
     """Type of the weights; auto: as the checkpoint is, but a student trained whole in float32."""
     lora_rank: int | None = None
     """Train LoRA adapters of this rank on all linear layers, not the whole student."""
@@ -113,7 +106,7 @@ def main(args: list[str]) -> int:
 
 
 def _parse(args: list[str]) -> _Command:
-    preset = _preset_of(args)
+    preset = preset_in(args, PRESETS)
     config = DistillConfig() if preset is None else getattr(DistillConfig, preset)()
     # What is required stays so beside the defaults.
     default = _Command(parts=_Parts(student=tyro.MISSING, dataset=tyro.MISSING), config=config)
@@ -134,30 +127,20 @@ def _check_parts(parts: _Parts) -> None:
         )
 
 
-def _preset_of(args: list[str]) -> str | None:
-    """Return the preset that the words name, if it is one; tyro refuses all others."""
-    found = None
-    for i, word in enumerate(args):
-        if word.startswith("--preset="):
-            found = word.partition("=")[2]
-        elif word == "--preset" and i + 1 < len(args):
-            found = args[i + 1]
-    found = None if found is None else found.replace("-", "_")
-    return found if found in PRESETS else None
-
-
 def _distiller(command: _Command) -> Distiller:
     parts = command.parts
-    tokenizer = load_tokenizer(parts.student)
-    student = _load(parts.student, command, trained=parts.lora_rank is None)
+    code = command.trust_remote_code
+    loading: Any = {"dtype": parts.dtype, "trust_remote_code": code}
+    tokenizer = load_tokenizer(parts.student, trust_remote_code=code)
+    student = load_model(parts.student, trained=parts.lora_rank is None, **loading)
     if parts.lora_rank is not None:
-        student = _with_adapters(student, parts.lora_rank, command.config.seed)
+        student = with_adapters(student, parts.lora_rank, command.config.seed)
     teacher: Any = None
     teacher_tokenizer: Any = None
     teacher_sampler: Any = None
     if parts.teacher is not None:
-        teacher = _load(parts.teacher, command, trained=False).requires_grad_(False)
-        teacher_tokenizer = load_tokenizer(parts.teacher)
+        teacher = load_model(parts.teacher, trained=False, **loading).requires_grad_(False)
+        teacher_tokenizer = load_tokenizer(parts.teacher, trust_remote_code=code)
     elif parts.teacher_url is not None and parts.teacher_model is not None:
         from selftrain.decoding.endpoint import EndpointSampler
         from selftrain.distill.teachers.endpoint import EndpointTeacher
@@ -172,39 +155,6 @@ def _distiller(command: _Command) -> Distiller:
         teacher_sampler=teacher_sampler,
         teacher_tokenizer=teacher_tokenizer,
     )
-
-
-def _load(name: str, command: _Command, *, trained: bool) -> Any:
-    dtype: Any = command.parts.dtype
-    if dtype == "auto" and trained:
-        dtype = "float32"  # small updates are lost in bfloat16
-    code = {"trust_remote_code": command.trust_remote_code}
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, **code)
-        auto: Any = (
-            transformers.AutoModelForSeq2SeqLM
-            if config.is_encoder_decoder
-            else transformers.AutoModelForCausalLM
-        )
-        dtype = dtype if dtype == "auto" else getattr(torch, dtype)
-        return auto.from_pretrained(name, dtype=dtype, **code)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"no model could be loaded from {name!r}: {reason} Give a folder written by "
-            "save_pretrained, or the name of a model on the hub."
-        ) from error
-
-
-def _with_adapters(student: Any, rank: int, seed: int) -> Any:
-    import peft
-
-    kind = "SEQ_2_SEQ_LM" if student.config.is_encoder_decoder else "CAUSAL_LM"
-    config = peft.LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type=kind
-    )
-    with seeded_torch(derive(seed, "adapters")):  # the same on every process
-        return peft.get_peft_model(student, config)
 
 
 def _save(

@@ -13,17 +13,17 @@ from selftrain.tasks.sandbox import Outcome, Program, Result, Sandbox
 
 Mode = Literal["auto", "outputs", "asserts"]
 _CODE = "{code}"
-_FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def extract_code(text: str) -> str | None:
-    """Return the program in a model's text: the last fenced block, or all of it if there is none.
+    r"""Return the program in a model's text: the last fenced block, or all of it if there is none.
 
     An unclosed fence lasts to the end. Leading spaces of the first line are kept, since a text may
     go on with the body of a function. None if nothing but spaces is found.
 
     Example:
-        >>> extract_code("Here it is:\\n```python\\nx = 1\\n```")
+        >>> extract_code("Here it is:\n```python\nx = 1\n```")
         'x = 1'
     """
     blocks = _FENCED.findall(text)
@@ -32,7 +32,7 @@ def extract_code(text: str) -> str | None:
 
 
 class CodeGrader:
-    """Scores a program 1 if it passes all tests of its problem, else 0.
+    r"""Scores a program 1 if it passes all tests of its problem, else 0.
 
     A test is an assert. In mode "outputs" only what it calls is run with the program, and this
     process compares the value that comes back with the expected one, which the program never sees.
@@ -56,7 +56,7 @@ class CodeGrader:
         hidden: Use ``hidden_tests`` in the place of ``tests``.
         extract: Finds the program in a text, or returns None.
         template: Text with ``{code}`` that the program is put into, such as
-            ``"def f(x):\\n    return {code}"`` for expressions.
+            ``"def f(x):\n    return {code}"`` for expressions.
         partial: Score the share of tests that pass.
 
     Raises:
@@ -174,7 +174,7 @@ class CodeGrader:
 
         if outcome.status == "sandbox_error":
             return grade(None, "sandbox_error", outcome.detail)
-        # Only the program says that it was the set-up that failed, so the set-up is tried without it.
+        # That the set-up failed is the program's word, so the set-up is tried without it.
         if outcome.detail.startswith("setup: ") and not self._check_setup(problem):
             return grade(None, "ungradable", f"the problem's own {outcome.detail}")
         by_outputs = sum(isinstance(test, SplitAssert) for test in tests)

@@ -19,36 +19,59 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: str | Pat
         tokenizer.save_pretrained(part)
 
 
-def load_pretrained(folder: str | Path) -> Any:
-    """Load the model that :func:`save_model` wrote: whole, or adapters onto the base they name.
+def load_pretrained(
+    name: str | Path, *, dtype: torch.dtype | str = "auto", trust_remote_code: bool = False
+) -> Any:
+    """Load a language model by folder or hub name: whole, or adapters onto the base they name.
+
+    Args:
+        name: What :func:`save_model` or ``save_pretrained`` wrote, or a name on the hub. Causal
+            models and encoder-decoders.
+        dtype: Type of the weights; "auto": as they are stored.
+        trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
-        ValueError: If the adapters name no base that can be loaded.
+        ValueError: If it cannot be loaded: no such model, no weights, another kind of model, or
+            adapters whose base is not found.
     """
-    path = Path(folder)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    name, has_adapters = str(path), (path / "adapter_config.json").exists()
-    if has_adapters:
-        name = str(read_json(path / "adapter_config.json")["base_model_name_or_path"])
+    base, adapters = str(name), Path(name) / "adapter_config.json"
+    if adapters.exists():
+        base = str(read_json(adapters)["base_model_name_or_path"])
+    code = {"trust_remote_code": trust_remote_code}
     try:
-        seq2seq = AutoConfig.from_pretrained(name).is_encoder_decoder
-        model: Any = (AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM).from_pretrained(
-            name
-        )
+        seq2seq = AutoConfig.from_pretrained(base, **code).is_encoder_decoder
+        auto: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+        model: Any = auto.from_pretrained(base, dtype=dtype, **code)
     except (OSError, ValueError) as error:
-        if not has_adapters:
-            raise
+        if not adapters.exists():
+            raise _cannot_load("model", base, error) from error
         raise ValueError(
-            f"{path} holds adapters of {name!r}, which could not be loaded: "
-            f"{str(error).strip().splitlines()[0]} Save the base with save_pretrained, and name "
-            "its folder as base_model_name_or_path in adapter_config.json."
+            f"{name} holds adapters of {base!r}, which could not be loaded: {_first_line(error)} "
+            "Save the base with save_pretrained, and name its folder as base_model_name_or_path "
+            "in adapter_config.json."
         ) from error
-    if has_adapters:
+    if adapters.exists():
         import peft
 
-        return peft.PeftModel.from_pretrained(model, path, is_trainable=True)
+        return peft.PeftModel.from_pretrained(model, str(name), is_trainable=True)
     return model
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer by folder or hub name.
+
+    Raises:
+        ValueError: If that fails.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _cannot_load("tokenizer", str(name), error) from error
+    return tokenizer
 
 
 @torch.no_grad()
@@ -83,3 +106,14 @@ def _load_adapters(model: Any, folder: Path) -> None:
         raise ValueError(
             f"{folder} holds adapters of another model: {', '.join(result.unexpected_keys[:5])}."
         )
+
+
+def _cannot_load(what: str, name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"no {what} could be loaded from {name!r}: {_first_line(error)} Give a folder written by "
+        "save_pretrained (config.json and weights in it), or the name of a model on the hub."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
