@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selftrain.loops.dedupe import (
+    _Packed,
     edit_distance,
     equation_key,
     equations,
@@ -52,6 +53,11 @@ def test_the_distance_is_that_of_the_textbook_table(a, b):
 @given(a=st.text(max_size=100), b=st.text(max_size=100))
 def test_the_distance_is_that_of_the_table_beyond_a_machine_word(a, b):
     assert edit_distance(a, b) == table_distance(a, b)
+
+
+@given(a=WORDS, texts=st.lists(WORDS, max_size=5))
+def test_distances_to_texts_side_by_side_do_not_disturb_each_other(a, texts):
+    assert _Packed.of(texts).distance(a) == sum(table_distance(a, text) for text in texts)
 
 
 def test_known_distances():
