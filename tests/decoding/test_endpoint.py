@@ -187,7 +187,7 @@ def test_without_a_tokenizer_messages_go_to_the_chat_route(serve, make_llama, ch
     ((found,),) = sampler.sample([messages], params=PARAMS, seeds=[[7]])
     assert server.requests[0]["messages"] == messages
     local = HFSampler(make_llama(sharpness=3.0), char_tokenizer)
-    ((wanted,),) = local.sample(["ab"], params=PARAMS, seeds=[[7]])
+    ((wanted,),) = local.sample(["ab"], params=SamplingParams(max_new_tokens=6, seed=7))
     assert (found.text, found.token_ids) == (wanted.text, None)
     assert found.log_probs == wanted.log_probs
 
