@@ -5,11 +5,11 @@
 
 The model is a Llama with random weights, of 6 layers and 256 features; no weights are needed to
 measure speed. Completions end by themselves at one of several end-of-sequence ids, after about 80
-tokens, or at their budget. Both sides draw as many from the same law (temperature 0.7, top-k 40, those of
-ReST^EM), and at the same largest batch. All methods take turns in one process, each with the same
-seed every time, and the fastest call of each counts. Processor seconds stand beside: they say how
-much work it is where other processes slow down a call. "Copied" is our sampler where every row has a
-copy of its prompt, as for models whose attention cannot be exchanged.
+tokens, or at their budget. Both sides draw as many from the same law (temperature 0.7, top-k 40,
+those of ReST^EM), and at the same largest batch. All methods take turns in one process, each with
+the same seed every time, and the fastest call of each counts. Processor seconds stand beside: they
+say how much work it is where other processes slow down a call. "Copied" is our sampler where every
+row has a copy of its prompt, as for models whose attention cannot be exchanged.
 """
 
 import itertools

@@ -76,7 +76,7 @@ def strict_request(
             "top_p": params.top_p,
             "min_p": params.min_p or None,
         }
-    body = {
+    body: dict[str, Any] = {
         "model": model,
         "max_tokens": params.max_new_tokens,
         "seed": seed % 2**31,
