@@ -16,6 +16,7 @@ COMMANDS = {
     "bench": "Measure speed: bench specdec compares speculative decoders.",
     "distill": "Distil a teacher into a student on your own rows.",
     "distillspec": "Distil a draft from a target, decode with it, and report the speed-up.",
+    "restem": "Let a model improve on its own right answers to problems that can be checked.",
 }
 
 _USER_ERRORS = (ValueError, TypeError, OSError, SelftrainError)

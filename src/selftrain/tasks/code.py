@@ -47,7 +47,7 @@ class CodeGrader:
 
     The statuses are "passed" and, with score 0, "failed", "error", "timeout", "memory",
     "output_limit", "syntax", "forbidden", "no_code"; with score None "ungradable" (the problem's
-    set-up fails by itself) and "sandbox_error".
+    set-up fails by itself, or it has no hidden tests where these are wanted) and "sandbox_error".
 
     Args:
         sandbox: Runs the programs; None makes one with its defaults, which refuses where there are
@@ -115,13 +115,18 @@ class CodeGrader:
         programs = [
             self._program(problem, some, code)
             for problem, some, code in zip(problems, tests, codes, strict=True)
-            if code is not None
+            if some and code is not None
         ]
         outcomes = iter(self._sandbox.run(programs) if programs else [])
-        return [
-            Grade(0.0, "no_code") if code is None else self._judge(problem, some, next(outcomes))
-            for problem, some, code in zip(problems, tests, codes, strict=True)
-        ]
+
+        def grade(problem: Problem, some: list[SplitAssert | str], code: str | None) -> Grade:
+            if not some:
+                return Grade(None, "ungradable", "the problem has no hidden tests")
+            if code is None:
+                return Grade(0.0, "no_code")
+            return self._judge(problem, some, next(outcomes))
+
+        return [grade(*row) for row in zip(problems, tests, codes, strict=True)]
 
     def _tests(self, problem: Problem) -> list[SplitAssert | str]:
         """Return the tests, split where they are to be judged by outputs."""
@@ -141,7 +146,9 @@ class CodeGrader:
                 )
             if split is None or split.calls:  # a constant says nothing of any program
                 found.append(source if split is None or self._mode == "asserts" else split)
-        if "check" in problem.meta and not self._hidden:
+        if self._hidden:
+            return found
+        if "check" in problem.meta:
             if self._mode == "outputs":
                 raise GradingError(
                     f"problem {problem.id!r} is tested by a function check, which mode='outputs' "
@@ -149,9 +156,8 @@ class CodeGrader:
                 )
             found.append(f"{problem.meta['check']}\ncheck({problem.meta['entry_point']})")
         if not found:
-            kind = "hidden_tests" if self._hidden else "tests"
             raise GradingError(
-                f"problem {problem.id!r} has no {kind}, so a program cannot be judged by them."
+                f"problem {problem.id!r} has no tests, so a program cannot be judged by them."
             )
         return found
 
