@@ -1,4 +1,4 @@
-from . import decoding, distill, ops, plots, report, stats, tasks, training
+from . import decoding, distill, loops, ops, plots, report, stats, tasks, training
 from .decoding.endpoint import EndpointSampler
 from .decoding.outcome import SpeculativeOutput, SpeculativeStats
 from .decoding.params import Completion, SamplingParams
@@ -7,7 +7,12 @@ from .decoding.speculative import SpeculativeDecoder
 from .distill.config import DistillConfig
 from .distill.distiller import Distiller
 from .distill.drafts import measure_draft
+from .loops.config import ReSTEMConfig
+from .loops.rest_em import ReSTEM
+from .loops.verifier import Verifier
+from .loops.vstar import VSTaR, VSTaRConfig
 from .ops.divergence import divergence
+from .tasks.base import Grade, Problem, Task
 
 __version__: str
 
@@ -16,15 +21,24 @@ __all__ = [
     "DistillConfig",
     "Distiller",
     "EndpointSampler",
+    "Grade",
     "HFSampler",
+    "Problem",
+    "ReSTEM",
+    "ReSTEMConfig",
     "Sampler",
     "SamplingParams",
     "SpeculativeDecoder",
     "SpeculativeOutput",
     "SpeculativeStats",
+    "Task",
+    "VSTaR",
+    "VSTaRConfig",
+    "Verifier",
     "decoding",
     "distill",
     "divergence",
+    "loops",
     "measure_draft",
     "ops",
     "plots",

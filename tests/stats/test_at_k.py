@@ -61,7 +61,9 @@ def test_small_values_of_pass_at_k_keep_their_digits_where_binomials_overflow():
 
 
 def test_pass_at_k_is_one_where_the_wrong_samples_do_not_fill_k():
-    assert stats.pass_at_k([6, 10], 10, 5).tolist() == [1.0, 1.0]
+    full = stats.pass_at_k(range(1, 98), 97, range(1, 98))
+    # Exactly one, not up to rounding, from k = n - c + 1 on.
+    assert all((row[97 - c :] == 1).all() for c, row in enumerate(full, 1))
     assert stats.pass_at_k([0], 10, range(1, 11)).tolist() == [[0.0] * 10]
 
 

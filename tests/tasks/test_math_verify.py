@@ -189,6 +189,14 @@ def test_no_process_is_left_by_close_by_the_garbage_collector_or_before_use():
     assert children() == before
 
 
+def test_an_interrupt_from_the_keyboard_does_not_reach_the_processes():
+    before = children()
+    with MathGrader(num_workers=1) as grader:
+        grader.grade([problem("5")], [r"\boxed{5}"])
+        (worker,) = children() - before
+        assert os.getpgid(worker) != os.getpgid(0)  # a terminal signals its foreground group
+
+
 def test_it_works_in_a_thread_that_is_not_the_main_one():
     found = []
     with MathGrader(num_workers=1) as grader:

@@ -213,6 +213,19 @@ def test_two_passes_give_the_gradient_of_one(gradients, max_tokens):
     torch.testing.assert_close(many, one, rtol=0, atol=1e-6)
 
 
+@pytest.mark.filterwarnings(PEFT)
+def test_the_gradient_of_adapters_is_that_of_all_pairs(gradients):
+    torch.manual_seed(3)
+    model = get_peft_model(build(), LoraConfig(target_modules="all-linear", r=4)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.5)
+    groups = groups_of(build(1))
+    found = gradient(model, groups, gradients)
+    torch.testing.assert_close(found, enumerated(model, groups), rtol=0, atol=1e-6)
+
+
 def test_sharing_prompts_does_not_change_the_gradient(gradients, monkeypatch):
     model, groups = away_from_reference()
     shared = gradient(model, groups, gradients)
@@ -299,7 +312,7 @@ def test_dropout_is_off(gradients, make_llama):
 @pytest.mark.filterwarnings(PEFT)
 def test_the_reference_of_adapters_is_where_they_began_not_the_base():
     torch.manual_seed(3)
-    model = get_peft_model(build(), LoraConfig(target_modules=["q_proj", "v_proj"], r=4))
+    model = get_peft_model(build(), LoraConfig(target_modules="all-linear", r=4))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -309,7 +322,7 @@ def test_the_reference_of_adapters_is_where_they_began_not_the_base():
         without = sequence_log_probs(model, groups[0].rows).tolist()
     assert without != pytest.approx(list(groups[0].reference), abs=1e-2)
     frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
-    config = changed(num_steps=30, optim=OptimConfig(learning_rate=3e-2))
+    config = changed(num_steps=30, beta=1.0, optim=OptimConfig(learning_rate=1e-2))
     report = run(model, groups, config, reference=weights_fingerprint(model))
     assert report.history[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert report.metrics["loss"] < 0.6

@@ -1,6 +1,7 @@
 """Frozen dataclasses to plain data and back, strictly: an unknown key is an error."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -34,7 +35,7 @@ def from_dict(cls: type[ConfigT], data: dict[str, Any]) -> ConfigT:
         raise ValueError(
             f"{cls.__name__} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}."
         )
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     return cls(**{name: _typed(hints[name], value) for name, value in data.items()})
 
 
@@ -64,6 +65,12 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif a != b:
             lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
     return lines
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """Return the annotations of a class, which take a while to evaluate."""
+    return typing.get_type_hints(cls)
 
 
 def _plain(value: Any) -> Any:

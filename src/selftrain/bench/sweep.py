@@ -29,8 +29,8 @@ from selftrain.bench.pair import FORWARDS, Pair
 from selftrain.bench.specdec import Case, decoders_of, measure_case
 from selftrain.bench.synthetic import PAIRS, synthetic_pair
 from selftrain.bench.timing import pinned_threads
-from selftrain.distill.models import load_model
 from selftrain.plots import save_figure
+from selftrain.training.pretrained import load_pretrained
 
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 
@@ -248,5 +248,5 @@ def _device(name: str) -> torch.device:
 
 
 def _loaded(name: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    model = load_model(name, dtype).eval().requires_grad_(False)
+    model = load_pretrained(name, dtype=dtype).eval().requires_grad_(False)
     return model.to(device)  # pyrefly: ignore[bad-argument-type]

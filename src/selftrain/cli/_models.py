@@ -25,18 +25,11 @@ def load_model(name: str, *, dtype: DtypeName, trained: bool, trust_remote_code:
     """
     if dtype == "auto" and trained:
         dtype = "float32"  # small updates are lost in bfloat16
-    try:
-        return load_pretrained(
-            name,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"no model could be loaded from {name!r}: {reason} Give a folder written by "
-            "save_pretrained, or the name of a model on the hub."
-        ) from error
+    return load_pretrained(
+        name,
+        dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def with_adapters(model: Any, rank: int, seed: int) -> Any:

@@ -18,8 +18,8 @@ from selftrain.cli._words import preset_in, presets_of
 from selftrain.distill.config import DistillConfig
 from selftrain.distill.distiller import Distiller
 from selftrain.distill.model_card import model_card
-from selftrain.distill.models import load_tokenizer
 from selftrain.distill.row_files import load_rows
+from selftrain.training.pretrained import load_tokenizer
 
 PRESETS = tuple(
     name
@@ -129,8 +129,9 @@ def _check_parts(parts: _Parts) -> None:
 
 def _distiller(command: _Command) -> Distiller:
     parts = command.parts
-    tokenizer = load_tokenizer(parts.student)
-    loading: Any = {"dtype": parts.dtype, "trust_remote_code": command.trust_remote_code}
+    code = command.trust_remote_code
+    loading: Any = {"dtype": parts.dtype, "trust_remote_code": code}
+    tokenizer = load_tokenizer(parts.student, trust_remote_code=code)
     student = load_model(parts.student, trained=parts.lora_rank is None, **loading)
     if parts.lora_rank is not None:
         student = with_adapters(student, parts.lora_rank, command.config.seed)
@@ -139,7 +140,7 @@ def _distiller(command: _Command) -> Distiller:
     teacher_sampler: Any = None
     if parts.teacher is not None:
         teacher = load_model(parts.teacher, trained=False, **loading).requires_grad_(False)
-        teacher_tokenizer = load_tokenizer(parts.teacher)
+        teacher_tokenizer = load_tokenizer(parts.teacher, trust_remote_code=code)
     elif parts.teacher_url is not None and parts.teacher_model is not None:
         from selftrain.decoding.endpoint import EndpointSampler
         from selftrain.distill.teachers.endpoint import EndpointTeacher

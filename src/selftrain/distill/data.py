@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from selftrain._core.io import atomic_folder, read_json, recover_folder, write_json
 from selftrain._core.rng import torch_generator
 from selftrain.decoding.prompts import encode_prompt
-from selftrain.distill.models import load_tokenizer
 from selftrain.errors import RunConflictError
 from selftrain.tasks.corpus import CorpusSplit, Document, load_corpus, split_corpus
 from selftrain.tasks.tokens import blocks, encode_documents, train_tokenizer, windows
+from selftrain.training.pretrained import load_tokenizer
 
 if TYPE_CHECKING:
     from selftrain.distill.pipeline import DistillSpecConfig

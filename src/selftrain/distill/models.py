@@ -1,9 +1,7 @@
-"""The models of a DistillSpec run: made from a shape, or loaded by name."""
+"""Small language models made from a shape."""
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftrain._core.checks import check_int
@@ -48,37 +46,4 @@ def new_llama(shape: ModelShape, tokenizer: PreTrainedTokenizerBase) -> PreTrain
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    )
-
-
-def load_model(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """Load a causal language model by hub name or folder.
-
-    Raises:
-        ValueError: If it cannot be loaded: no such model, no weights, another kind of model.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise _cannot_load("model", name, error) from error
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer by hub name or folder; raises ``ValueError`` if that fails."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise _cannot_load("tokenizer", name, error) from error
-    return tokenizer
-
-
-def _cannot_load(what: str, name: str, error: Exception) -> ValueError:
-    reason = str(error).strip().split("\n")[0]
-    return ValueError(
-        f"no {what} could be loaded from {name!r}: {reason} Give a folder written by "
-        "save_pretrained (config.json and weights in it), or the name of a causal model on the hub."
     )

@@ -22,10 +22,11 @@ from selftrain.distill.config import DistillConfig
 from selftrain.distill.data import PromptData, keep_data, prepare_data
 from selftrain.distill.distiller import Distiller
 from selftrain.distill.measure import Measurements, measure_drafts
-from selftrain.distill.models import ModelShape, load_model, load_tokenizer, new_llama
+from selftrain.distill.models import ModelShape, new_llama
 from selftrain.distill.summary import write_summary
 from selftrain.training.finetune import FinetuneConfig, finetune
 from selftrain.training.optim import OptimConfig
+from selftrain.training.pretrained import load_pretrained, load_tokenizer
 
 DRAFTS = ("undistilled", "supervised", "on_policy")
 """The ways to go on from one draft: next-token loss, forward KL on the corpus, on-policy."""
@@ -275,7 +276,7 @@ class _Stages:
         return self.folder / "training" / name
 
     def _load(self, name: str) -> PreTrainedModel:
-        model = load_model(name, getattr(torch, self.config.dtype))
+        model = load_pretrained(name, dtype=getattr(torch, self.config.dtype))
         return model.to(self.accelerator.device)  # pyrefly: ignore
 
     def finish(

@@ -10,6 +10,7 @@ from typing import Literal
 
 from selftrain._core.checks import check_choice
 from selftrain.loops.sample import Sample
+from selftrain.tasks.expressions import evaluate_expression
 
 DedupeKey = Callable[[Sample], Hashable | None]
 """What is equal for samples that say the same; None leaves the sample out."""
@@ -171,8 +172,6 @@ def _numeric(piece: str, before: str, after: str) -> str | None:
 
 
 def _value(side: str) -> Fraction | None:
-    from selftrain.tasks.expressions import evaluate_expression
-
     try:
         return evaluate_expression(side)
     except ValueError:

@@ -100,6 +100,8 @@ def generate(
         ValueError: If the sampler or the grader returns other than what was asked for.
     """
     chunks = chunks_of(task, chunk_size)[rank::num_ranks]
+    if judge:  # a crash may have come between a chunk's samples and its grades
+        _judge_present(store, task, chunks, task.grader, title=title, show_progress=show_progress)
     present = store.closed_chunks()
     missing = [chunk for chunk in chunks if chunk.id not in present]
     done = sum(len(chunk.problems) for chunk in chunks if chunk.id in present)
@@ -136,8 +138,24 @@ def grade(
         show_progress: Whether to show a bar.
         title: The name on the bar.
     """
+    chunks = chunks_of(task, chunk_size)
+    _judge_present(
+        store, task, chunks, grader or task.grader, title=title, show_progress=show_progress
+    )
+
+
+def _judge_present(
+    store: SampleStore,
+    task: Task,
+    chunks: Sequence[Chunk],
+    grader: Grader,
+    *,
+    title: str,
+    show_progress: bool,
+) -> None:
+    """Grade those of some chunks that were sampled and not graded."""
     judged, present = store.graded_chunks(), store.closed_chunks()
-    missing = [c for c in chunks_of(task, chunk_size) if c.id in present and c.id not in judged]
+    missing = [chunk for chunk in chunks if chunk.id in present and chunk.id not in judged]
     if not missing:
         return
     by_problem: dict[str, list[Sample]] = {}
@@ -147,7 +165,7 @@ def grade(
     with progress(title, len(missing), show=show_progress) as bar:
         for number, chunk in enumerate(missing, 1):
             samples = [s for problem in chunk.problems for s in by_problem.get(problem.id, [])]
-            graded = _grade(store, chunk.id, task, grader or task.grader, samples)
+            graded = _grade(store, chunk.id, task, grader, samples)
             bar.update(number, rate.after(graded))
 
 

@@ -13,7 +13,7 @@ from selftrain.plots._style import COLORS, INK, check_length, legend, styled
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Row = Sequence[float | None] | NDArray[np.float64]
+Row = Sequence[float | None] | np.ndarray
 """Numbers along the axis; None or NaN where there is none."""
 
 _Numbers = NDArray[np.float64]

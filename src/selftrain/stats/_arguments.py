@@ -3,13 +3,23 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 BLOCK = 1 << 20
 """Numbers held at once by a computation that goes through its input in blocks."""
 
-Ks = int | Sequence[int] | NDArray[np.integer]
+# Plain types: how numpy spells its own ones in a signature changes between its versions.
+Ks = int | Sequence[int] | np.ndarray
 """One number of samples, or several."""
+
+Counts = Sequence[int] | np.ndarray
+"""Counts, one a problem."""
+
+Vector = Sequence[float] | np.ndarray
+"""Numbers or truth values, one a problem."""
+
+Table = Sequence[Sequence[float]] | np.ndarray
+"""Numbers or truth values, [problems, samples]."""
 
 
 def list_ks(k: Ks) -> NDArray[np.int64]:
@@ -56,7 +66,7 @@ def check_enough(ks: NDArray[np.int64], num_samples: NDArray[np.int64]) -> None:
         )
 
 
-def counts(name: str, values: ArrayLike, *, num: int | None = None) -> NDArray[np.int64]:
+def counts(name: str, values: Counts, *, num: int | None = None) -> NDArray[np.int64]:
     """Return ``values`` as non-negative integers, one a problem.
 
     Raises:
@@ -76,9 +86,7 @@ def counts(name: str, values: ArrayLike, *, num: int | None = None) -> NDArray[n
     return array.astype(np.int64)
 
 
-def table(
-    name: str, values: ArrayLike, *, shape: tuple[int, ...] | None = None
-) -> NDArray[np.float64]:
+def table(name: str, values: Table, *, shape: tuple[int, ...] | None = None) -> NDArray[np.float64]:
     """Return ``values`` as floats of shape [problems, samples].
 
     Raises:

@@ -1,11 +1,13 @@
 """What k samples a problem are worth: to the lucky (pass@k), and to one who ranks (best of k)."""
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from selftrain.stats._arguments import (
     BLOCK,
+    Counts,
     Ks,
+    Table,
     check_enough,
     check_no_nan,
     counts,
@@ -15,7 +17,7 @@ from selftrain.stats._arguments import (
 )
 
 
-def pass_at_k(num_correct: ArrayLike, num_samples: ArrayLike, k: Ks) -> NDArray[np.float64]:
+def pass_at_k(num_correct: Counts, num_samples: Counts | int, k: Ks) -> np.ndarray:
     r"""Return the probability that k of a problem's samples hold a correct one.
 
     .. math:: \text{pass@}k = 1 - \binom{n-c}{k} \Big/ \binom{n}{k},
@@ -30,7 +32,8 @@ def pass_at_k(num_correct: ArrayLike, num_samples: ArrayLike, k: Ks) -> NDArray[
         k: Samples in a subset; a sequence gives a column for each.
 
     Returns:
-        [problems], or [problems, ks]. All k up to 1000 for 1000 problems take about 0.05 s.
+        [problems], or [problems, ks]. All k up to 1000 for 1000 problems take less than a
+        second.
 
     Raises:
         TypeError: If a count or k is no integer.
@@ -78,9 +81,7 @@ def _passes(c: NDArray[np.int64], n: NDArray[np.int64], most: int) -> NDArray[np
     return np.where(c > left - 1, 1.0, np.minimum(np.cumsum(first, axis=1), 1.0))
 
 
-def best_of_k(
-    scores: ArrayLike, correct: ArrayLike, k: Ks, *, mask: ArrayLike | None = None
-) -> NDArray[np.float64]:
+def best_of_k(scores: Table, correct: Table, k: Ks, *, mask: Table | None = None) -> np.ndarray:
     r"""Return how correct the best-scored of k samples is, on average over all subsets of k.
 
     With the samples in falling order of score, equal scores sharing their places evenly,
@@ -101,8 +102,8 @@ def best_of_k(
 
     Returns:
         [problems], or [problems, ks]. All k up to 1000 for 1000 problems with 1000 samples take
-        about 0.3 s; problems with different numbers of samples cost one more table of weights
-        [samples, ks] for every number that occurs.
+        less than a second; problems with different numbers of samples cost one more table
+        of weights [samples, ks] for every number that occurs.
 
     Raises:
         TypeError: If k is no integer.

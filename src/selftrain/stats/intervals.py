@@ -4,26 +4,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from selftrain._core.checks import check_int, check_range
-from selftrain.stats._arguments import BLOCK, check_no_nan
+from selftrain.stats._arguments import BLOCK, Table, Vector, check_no_nan
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A mean and the interval around it: numbers, or arrays with one entry a column."""
 
-    mean: float | NDArray[np.float64]
+    mean: float | np.ndarray
     """The mean over problems."""
-    low: float | NDArray[np.float64]
+    low: float | np.ndarray
     """Lower end."""
-    high: float | NDArray[np.float64]
+    high: float | np.ndarray
     """Upper end."""
 
 
 def bootstrap_interval(
-    values: ArrayLike, *, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
+    values: Vector | Table, *, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """Return the mean over problems with its percentile bootstrap interval.
 

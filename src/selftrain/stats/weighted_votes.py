@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from selftrain._core.checks import check_choice, check_int
-from selftrain.stats._arguments import Ks, check_enough, check_no_nan, list_ks, shaped
+from selftrain.stats._arguments import Ks, Vector, check_enough, check_no_nan, list_ks, shaped
 
 # Sums of the same weights in another order differ by roundings; that is still a tie.
 _TIE = 1e-12
@@ -18,9 +18,9 @@ _TIE = 1e-12
 class VoteEstimate:
     """Shares of votes won, estimated from random subsets."""
 
-    values: NDArray[np.float64]
+    values: np.ndarray
     """Share of subsets in which the correct answer wins, [problems] or [problems, ks]."""
-    standard_errors: NDArray[np.float64]
+    standard_errors: np.ndarray
     """Standard error of each value from the random subsets alone, of the same shape. That of the
     mean over problems is ``sqrt((standard_errors**2).sum(0)) / num_problems``."""
     num_trials: int
@@ -29,7 +29,7 @@ class VoteEstimate:
 
 def weighted_majority_at_k(
     answers: Sequence[Sequence[str | None]],
-    scores: Sequence[ArrayLike],
+    scores: Sequence[Vector] | np.ndarray,
     correct: Sequence[str],
     k: Ks,
     *,
@@ -43,6 +43,7 @@ def weighted_majority_at_k(
     form, so subsets are drawn: ``num_trials`` for each problem, those of a smaller k being the
     first samples of a larger one's. The draws depend on the seed and the problem's place only.
     A subset in which no answer has a weight above 0 has no winner.
+    The cost grows with trials times samples, and trials times classes times the number of ks.
 
     Args:
         answers: For each problem the final answers of its samples; None where there is none.
@@ -88,9 +89,7 @@ def weighted_majority_at_k(
     return VoteEstimate(shaped(shares.mean(axis=2), k), shaped(errors, k), num_trials)
 
 
-def _log_weights(
-    p: int, scores: ArrayLike, num_samples: int, weighting: str
-) -> NDArray[np.float64]:
+def _log_weights(p: int, scores: Vector, num_samples: int, weighting: str) -> NDArray[np.float64]:
     values = np.asarray(scores, dtype=np.float64)
     if values.shape != (num_samples,):
         raise ValueError(

@@ -1,8 +1,8 @@
 """Splits asserts into what a program computes and what is expected of it.
 
-``assert f(2) == [4]`` becomes the expression ``f(2)``, which is evaluated where the program runs, and
-the predicate ``_ == [4]``, which is evaluated here, on the value that came back. So the program is
-judged by somebody who does not run it, and never sees what is expected.
+``assert f(2) == [4]`` becomes the expression ``f(2)``, which is evaluated where the program runs,
+and the predicate ``_0 == [4]``, which is evaluated here, on the value that came back. So a program
+is judged by a process that does not run it, and never sees what is expected.
 """
 
 import ast
@@ -107,7 +107,7 @@ class _Splitter:
     def _split_comparison(self, node: ast.Compare) -> ast.expr:
         sides = [node.left, *node.comparators]
         # Of two sides that the program computes neither is known to be right.
-        if sum(not is_constant(side) for side in sides) != 1:
+        if sum(not is_constant(side) for side in sides) > 1:
             raise _NotSplittableError
         if any(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops) and not all(
             _is_singleton(side) or not is_constant(side) for side in sides

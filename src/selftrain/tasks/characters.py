@@ -9,8 +9,8 @@ from selftrain._core.rng import seeded_torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-CHARACTERS = string.digits + string.ascii_lowercase + " +-*/%()[],:=<>#.?\n"
-"""What :func:`character_tokenizer` knows by default; with the special tokens 58 symbols."""
+CHARACTERS = string.digits + string.ascii_lowercase + " +-*/%()[],:;=<>#.?\n"
+"""What :func:`character_tokenizer` knows by default; with the special tokens 59 symbols."""
 
 _PAD, _EOS, _UNKNOWN = "<pad>", "<eos>", "<unk>"
 _HEAD_SIZE = 32

@@ -13,17 +13,17 @@ from selftrain.tasks.sandbox import Outcome, Program, Result, Sandbox
 
 Mode = Literal["auto", "outputs", "asserts"]
 _CODE = "{code}"
-_FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:\n[ \t]*```|\Z)", re.DOTALL)
+_FENCED = re.compile(r"```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def extract_code(text: str) -> str | None:
-    """Return the program in a model's text: the last fenced block, or all of it if there is none.
+    r"""Return the program in a model's text: the last fenced block, or all of it if there is none.
 
     An unclosed fence lasts to the end. Leading spaces of the first line are kept, since a text may
     go on with the body of a function. None if nothing but spaces is found.
 
     Example:
-        >>> extract_code("Here it is:\\n```python\\nx = 1\\n```")
+        >>> extract_code("Here it is:\n```python\nx = 1\n```")
         'x = 1'
     """
     blocks = _FENCED.findall(text)
@@ -32,7 +32,7 @@ def extract_code(text: str) -> str | None:
 
 
 class CodeGrader:
-    """Scores a program 1 if it passes all tests of its problem, else 0.
+    r"""Scores a program 1 if it passes all tests of its problem, else 0.
 
     A test is an assert. In mode "outputs" only what it calls is run with the program, and this
     process compares the value that comes back with the expected one, which the program never sees.
@@ -47,7 +47,7 @@ class CodeGrader:
 
     The statuses are "passed" and, with score 0, "failed", "error", "timeout", "memory",
     "output_limit", "syntax", "forbidden", "no_code"; with score None "ungradable" (the problem's
-    set-up fails by itself, or it has no hidden tests where these are wanted) and "sandbox_error".
+    set-up fails by itself) and "sandbox_error".
 
     Args:
         sandbox: Runs the programs; None makes one with its defaults, which refuses where there are
@@ -56,7 +56,7 @@ class CodeGrader:
         hidden: Use ``hidden_tests`` in the place of ``tests``.
         extract: Finds the program in a text, or returns None.
         template: Text with ``{code}`` that the program is put into, such as
-            ``"def f(x):\\n    return {code}"`` for expressions.
+            ``"def f(x):\n    return {code}"`` for expressions.
         partial: Score the share of tests that pass.
 
     Raises:
@@ -105,28 +105,20 @@ class CodeGrader:
 
         Raises:
             ValueError: If there are not as many texts as problems.
-            GradingError: If a problem has no tests, or tests that its mode cannot use.
+            GradingError: If a problem has no tests (hidden ones may be missing), or tests that its mode cannot use.
             SandboxError: If programs cannot be run as safely as asked for.
         """
         if len(problems) != len(texts):
             raise ValueError(f"{len(problems)} problems but {len(texts)} texts; give one for each.")
         tests = [self._tests(problem) for problem in problems]
         codes = [self._extract(text) for text in texts]
-        programs = [
-            self._program(problem, some, code)
-            for problem, some, code in zip(problems, tests, codes, strict=True)
-            if some and code is not None
-        ]
+        work = list(zip(problems, tests, codes, strict=True))
+        programs = [self._program(p, some, code) for p, some, code in work if some and code]
         outcomes = iter(self._sandbox.run(programs) if programs else [])
-
-        def grade(problem: Problem, some: list[SplitAssert | str], code: str | None) -> Grade:
-            if not some:
-                return Grade(None, "ungradable", "the problem has no hidden tests")
-            if code is None:
-                return Grade(0.0, "no_code")
-            return self._judge(problem, some, next(outcomes))
-
-        return [grade(*row) for row in zip(problems, tests, codes, strict=True)]
+        return [
+            _ungraded(some) if not (some and code) else self._judge(problem, some, next(outcomes))
+            for problem, some, code in work
+        ]
 
     def _tests(self, problem: Problem) -> list[SplitAssert | str]:
         """Return the tests, split where they are to be judged by outputs."""
@@ -146,16 +138,14 @@ class CodeGrader:
                 )
             if split is None or split.calls:  # a constant says nothing of any program
                 found.append(source if split is None or self._mode == "asserts" else split)
-        if self._hidden:
-            return found
-        if "check" in problem.meta:
+        if "check" in problem.meta and not self._hidden:
             if self._mode == "outputs":
                 raise GradingError(
                     f"problem {problem.id!r} is tested by a function check, which mode='outputs' "
                     "cannot judge; mode='auto' runs it with the program."
                 )
             found.append(f"{problem.meta['check']}\ncheck({problem.meta['entry_point']})")
-        if not found:
+        if not found and not self._hidden:  # hidden ones are measured with where they exist
             raise GradingError(
                 f"problem {problem.id!r} has no tests, so a program cannot be judged by them."
             )
@@ -180,7 +170,7 @@ class CodeGrader:
 
         if outcome.status == "sandbox_error":
             return grade(None, "sandbox_error", outcome.detail)
-        # Only the program says that it was the set-up that failed, so the set-up is tried without it.
+        # That the set-up failed is the program's word, so the set-up is tried without it.
         if outcome.detail.startswith("setup: ") and not self._check_setup(problem):
             return grade(None, "ungradable", f"the problem's own {outcome.detail}")
         by_outputs = sum(isinstance(test, SplitAssert) for test in tests)
@@ -232,3 +222,10 @@ def _shorten(value: object) -> str:
     except (ValueError, RecursionError):  # an integer of too many digits
         return f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _ungraded(tests: Sequence[object]) -> Grade:
+    """Return the grade of what was not run: there is nothing to run, or nothing to judge it by."""
+    if not tests:
+        return Grade(None, "ungradable", "the problem has no hidden tests")
+    return Grade(0.0, "no_code")

@@ -4,11 +4,11 @@ A problem is a start value and operations (+, -, *) with operands from 1 to m - 
 to right modulo a prime m. Every number is one base-m digit: ``7+b*3-m=``. A solution repeats that
 with the value after each step, and then gives the answer: ``7+bi*38-m9#9``.
 
-There are 3 m (m - 1) *step facts*, such as ``7+b``. The worked problems are made of a part of them
-only; the others can be found by trial, because the answer tells. For a prime m each operation is a
-bijection of the running value, so that one wrong step always leads to a wrong answer, and two or
-more wrong steps to the right one with probability about 1 / m: a false positive, which the hidden
-grader sees.
+There are 3 m (m - 1) *step facts*, such as ``7+b``. Who wrote the worked problems knows a part of
+them and guesses the others, so that a model that learns from them is sure of some facts and at a
+loss for the others, which it can find by trial, because the answer tells. For a prime m each
+operation is a bijection of the running value: one wrong step always leads to a wrong answer, two or
+more to the right one with probability about 1 / m, a false positive that the hidden grader sees.
 """
 
 import itertools
@@ -64,21 +64,21 @@ def modular_chains(
     modulus: int = 23,
     num_steps: int = 3,
     known_fraction: float = 0.6,
-    num_sft: int = 2000,
-    num_train: int = 3000,
+    num_sft: int = 16_000,
+    num_train: int = 6000,
     num_validation: int = 250,
     num_test: int = 1000,
     seed: int = 0,
 ) -> TaskParts:
     """Draw the parts of the task.
 
-    The worked problems use a random share ``known_fraction`` of the step facts, all others any
-    facts; ``meta["num_unknown"]`` counts the steps of a problem that no worked problem may show.
+    In worked problems the steps outside a random share ``known_fraction`` of the facts are guessed,
+    each time anew; ``meta["num_unknown"]`` counts them. Those without any are worked rightly.
 
     Args:
         modulus: A prime up to 31.
         num_steps: Operations in a chain.
-        known_fraction: Share of the step facts that worked problems may use, in (0, 1].
+        known_fraction: Share of the step facts that are known where problems are worked.
         num_sft: Number of worked problems.
         num_train: Number of problems to learn on by trial.
         num_validation: Number of problems for decisions.
@@ -90,8 +90,8 @@ def modular_chains(
             are not enough different problems.
 
     Example:
-        >>> parts = modular_chains(num_sft=2, num_train=2, num_validation=1, num_test=1)
-        >>> problem = parts.sft.problems[0]
+        >>> parts = modular_chains(num_sft=9, num_train=1, num_validation=1, num_test=1)
+        >>> problem = next(p for p in parts.sft.problems if p.meta["num_unknown"] == 0)
         >>> parts.sft.grader.grade([problem], [problem.solution])[0].status
         'correct'
     """
@@ -104,27 +104,15 @@ def modular_chains(
     known = _known_facts(modulus, known_fraction, seed)
     rng = np.random.default_rng(derive(seed, "modchain", "problems"))
 
-    def chain(allowed: list[list[tuple[str, int]]]) -> list[Step] | None:
-        value, steps = int(rng.integers(modulus)), []
-        for _ in range(num_steps):
-            if not allowed[value]:
-                return None
-            operator, operand = allowed[value][rng.integers(len(allowed[value]))]
-            steps.append(Step(value, operator, operand))
-            value = steps[-1].result(modulus)
-        return steps
+    def draw() -> Problem:
+        start = int(rng.integers(modulus))
+        operators = [OPERATORS[i] for i in rng.integers(3, size=num_steps)]
+        operands = [int(v) for v in rng.integers(1, modulus, size=num_steps)]
+        guesses = [int(v) for v in rng.integers(modulus, size=num_steps)]
+        return _problem(start, operators, operands, guesses, modulus, known)
 
-    def problem(operations: list[list[tuple[str, int]]]) -> Problem | None:
-        steps = chain(operations)
-        return steps and _problem(steps, modulus, known)
-
-    every = list(itertools.product(OPERATORS, range(1, modulus)))
-    shown = [[o for o in every if Step(v, *o) in known] for v in range(modulus)]
-    seen: set[object] = set()
-    worked = draw_distinct(num_sft, lambda: problem(shown), seen=seen)
-    sizes = {"train": num_train, "validation": num_validation, "test": num_test}
-    others = draw_distinct(sum(sizes.values()), lambda: problem([every] * modulus), seen=seen)
-    parts = cut(worked + others, {"sft": num_sft, **sizes})
+    sizes = {"sft": num_sft, "train": num_train, "validation": num_validation, "test": num_test}
+    parts = cut(draw_distinct(sum(sizes.values()), draw), sizes)
     grader, hidden = ChainGrader(), StepGrader()
     return TaskParts(
         **{
@@ -160,15 +148,27 @@ def _known_facts(modulus: int, fraction: float, seed: int) -> set[Step]:
     return {facts[i] for i in chosen}
 
 
-def _problem(steps: list[Step], modulus: int, known: set[Step]) -> Problem:
-    start = _DIGITS[steps[0].value]
-    operations = "".join(step.operator + _DIGITS[step.operand] for step in steps)
-    answer = _DIGITS[steps[-1].result(modulus)]
+def _problem(
+    start: int,
+    operators: Sequence[str],
+    operands: Sequence[int],
+    guesses: Sequence[int],
+    modulus: int,
+    known: set[Step],
+) -> Problem:
+    """Return a problem, worked by somebody who guesses what is not known."""
+    steps, shown, value, worked_value = [], [_DIGITS[start]], start, start
+    for operator, operand, guess in zip(operators, operands, guesses, strict=True):
+        steps.append(Step(value, operator, operand))
+        value = steps[-1].result(modulus)
+        worked = Step(worked_value, operator, operand)
+        worked_value = worked.result(modulus) if worked in known else guess
+        shown.append(operator + _DIGITS[operand] + _DIGITS[worked_value])
     return Problem(
         id="new",
-        prompt=f"{start}{operations}=",
-        answer=answer,
-        solution=f"{_worked(steps, modulus)}#{answer}",
+        prompt=shown[0] + "".join(part[:2] for part in shown[1:]) + "=",
+        answer=_DIGITS[value],
+        solution=f"{''.join(shown)}#{_DIGITS[worked_value]}",
         meta={"modulus": modulus, "num_unknown": sum(step not in known for step in steps)},
     )
 

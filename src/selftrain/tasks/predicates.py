@@ -6,6 +6,7 @@ trusted, as plain data.
 """
 
 import ast
+import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -128,7 +129,7 @@ def _evaluate(node: ast.expr, names: Mapping[str, Any]) -> Any:
             sides = [_evaluate(side, names) for side in (left, *comparators)]
             return all(
                 _COMPARISONS[type(op)](*pair)
-                for op, pair in zip(ops, zip(sides, sides[1:], strict=False), strict=True)
+                for op, pair in zip(ops, itertools.pairwise(sides), strict=True)
             )
         case ast.Call(func=function, args=arguments, keywords=keywords):
             given = [_evaluate(argument, names) for argument in arguments]

@@ -20,43 +20,58 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: str | Pat
 
 
 def load_pretrained(
-    name: str | Path, *, dtype: str | torch.dtype = "auto", trust_remote_code: bool = False
+    name: str | Path, *, dtype: torch.dtype | str = "auto", trust_remote_code: bool = False
 ) -> Any:
-    """Load a model by hub name or folder: whole, or adapters onto the base that they name.
+    """Load a language model by folder or hub name: whole, or adapters onto the base they name.
 
     Args:
-        name: A hub name, or a folder that :func:`save_model` or ``save_pretrained`` wrote.
-        dtype: Type of the weights; "auto" is that of the checkpoint.
-        trust_remote_code: Whether to run code that comes with the model.
+        name: What :func:`save_model` or ``save_pretrained`` wrote, or a name on the hub. Causal
+            models and encoder-decoders.
+        dtype: Type of the weights; "auto": as they are stored.
+        trust_remote_code: Whether code that comes with the model may run.
 
     Raises:
-        ValueError: If the model, or the base of the adapters, cannot be loaded.
+        ValueError: If it cannot be loaded: no such model, no weights, another kind of model, or
+            adapters whose base is not found.
     """
-    path = Path(name)
-    has_adapters = (path / "adapter_config.json").exists()
-    if not has_adapters:
-        return _load_whole(str(name), dtype, trust_remote_code)
-    base = str(read_json(path / "adapter_config.json")["base_model_name_or_path"])
-    try:
-        model = _load_whole(base, dtype, trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} holds adapters of {base!r}, which could not be loaded: "
-            f"{str(error).strip().splitlines()[0]} Save the base with save_pretrained, and name "
-            "its folder as base_model_name_or_path in adapter_config.json."
-        ) from error
-    import peft
-
-    return peft.PeftModel.from_pretrained(model, path, is_trainable=True)
-
-
-def _load_whole(name: str, dtype: str | torch.dtype, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    base, adapters = str(name), Path(name) / "adapter_config.json"
+    if adapters.exists():
+        base = str(read_json(adapters)["base_model_name_or_path"])
     code = {"trust_remote_code": trust_remote_code}
-    seq2seq = AutoConfig.from_pretrained(name, **code).is_encoder_decoder
-    auto: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-    return auto.from_pretrained(name, dtype=dtype, **code)
+    try:
+        seq2seq = AutoConfig.from_pretrained(base, **code).is_encoder_decoder
+        auto: Any = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
+        model: Any = auto.from_pretrained(base, dtype=dtype, **code)
+    except (OSError, ValueError) as error:
+        if not adapters.exists():
+            raise _cannot_load("model", base, error) from error
+        raise ValueError(
+            f"{name} holds adapters of {base!r}, which could not be loaded: {_first_line(error)} "
+            "Save the base with save_pretrained, and name its folder as base_model_name_or_path "
+            "in adapter_config.json."
+        ) from error
+    if adapters.exists():
+        import peft
+
+        return peft.PeftModel.from_pretrained(model, str(name), is_trainable=True)
+    return model
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer by folder or hub name.
+
+    Raises:
+        ValueError: If that fails.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _cannot_load("tokenizer", str(name), error) from error
+    return tokenizer
 
 
 @torch.no_grad()
@@ -91,3 +106,14 @@ def _load_adapters(model: Any, folder: Path) -> None:
         raise ValueError(
             f"{folder} holds adapters of another model: {', '.join(result.unexpected_keys[:5])}."
         )
+
+
+def _cannot_load(what: str, name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"no {what} could be loaded from {name!r}: {_first_line(error)} Give a folder written by "
+        "save_pretrained (config.json and weights in it), or the name of a model on the hub."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

@@ -11,7 +11,7 @@ from selftrain.decoding.cache.stretches import Branch, Now, Step, Stretch, Stret
 
 # So many bytes of a layer must a step be spared, for a branch to be worth products of its own; a
 # lesser one is copied to its rows.
-WORTH_SHARING = 2**19
+WORTH_SHARING = 2**20
 _READ_TOKENS = 2**14  # of prompts that are read at once, the trunk counted for each: it is repeated
 _FIRST_ROOM = 32  # own tokens of each row, to begin with; doubled when they are used up
 

@@ -40,8 +40,8 @@ class Launch:
             "filter": self.filtered,
             "file_mb": SCRATCH_MB,
         }
-        # -I would be the short form, but it ignores PYTHONHASHSEED as well, and with it the order of
-        # sets, and so a grade, would change from run to run. The environment holds nothing else.
+        # -I would be the short form, but it ignores PYTHONHASHSEED as well, and then the order of
+        # sets, and so a grade, changes from run to run. The environment holds nothing else.
         start = [python, "-s", "-P", "-S", "-B", "-c", _START, str(_SANDBOX), json.dumps(config)]
         return [*_wrapped(self.bubblewrap, python), *start] if self.bubblewrap else start
 

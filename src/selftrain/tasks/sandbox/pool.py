@@ -22,17 +22,18 @@ _MIN_COUNTED = 100
 class Sandbox:
     """Runs Python programs in processes of their own, under limits, and returns what they compute.
 
-    Level "L2" is a process in namespaces of its own: no network, no sight of other processes, no file
-    but the standard library, only an empty folder in memory to write to. Level "L1" is a process
-    with the same limits of time, memory, output and system calls, but among your files. Neither is a
-    virtual machine: both trust the kernel. ``docs/security.md`` says what each level holds against.
+    Level "L2" is a process in namespaces of its own: no network, no sight of other processes, no
+    file but the standard library, only an empty folder in memory to write to. Level "L1" is a
+    process with the same limits of time, memory, output and system calls among your files, which
+    it is kept from only where the kernel has Landlock. Neither is a virtual machine: both trust the
+    kernel. ``docs/security.md`` says what each level holds against.
 
     A server is started once for each worker, by ``exec``, and forks for every program. The result
     of a program depends on nothing that another one did.
 
     Args:
         level: "auto" takes L2 where it starts, else L1 if that is allowed.
-        allow_code_execution: Accept L1, under which a program can read your files and write to them.
+        allow_code_execution: Accept L1, under which a program may get at your files.
         timeout: Seconds that a program may take, by the clock on the wall.
         memory_mb: Address space of a program in MiB, of which the interpreter takes about 30.
         output_limit: Bytes that a program may print, and bytes that it may return.
@@ -118,8 +119,8 @@ class Sandbox:
             outcomes = list(self._runner(programs))
             if len(outcomes) != len(programs):
                 raise SandboxError(
-                    f"runner returned {len(outcomes)} outcomes for {len(programs)} programs; it must "
-                    "return one for each, in order."
+                    f"runner returned {len(outcomes)} outcomes for {len(programs)} programs; it "
+                    "must return one for each, in order."
                 )
             for outcome in outcomes:
                 self._count(outcome)
@@ -148,8 +149,8 @@ class Sandbox:
             if outcome.status != "sandbox_error":
                 break
         if num_lost > self._retries > 0:
-            # Fresh servers do not fall over by themselves every time: it is the program's doing, and
-            # must not be a way out of being judged.
+            # Fresh servers do not fall over by themselves every time: it is the program's doing,
+            # and must not be a way out of being judged.
             outcome = Outcome("forbidden", detail=outcome.detail, level=crew.level)
         self._count(outcome)
         return outcome

@@ -35,7 +35,7 @@ class Worker:
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
-        self.filtered = False
+        self.filtered = self.confined = False
         self._folder: str | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._start()
@@ -50,8 +50,7 @@ class Worker:
         process = self._process or self._start()
         data = json.dumps(request).encode()
         try:
-            process.stdin.write(struct.pack(">I", len(data)) + data)
-            process.stdin.flush()
+            _write_all(process, struct.pack(">I", len(data)) + data)
             return self._read_reply(process, request["timeout"] + _GRACE_SECONDS)
         except (ServerLostError, OSError) as error:
             self.close()
@@ -62,8 +61,9 @@ class Worker:
         process, self._process = self._process, None
         if process is not None:
             for pipe in (process.stdin, process.stdout):
-                with suppress(OSError):
-                    pipe.close()
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(1.0)  # it ends by itself when its input does
             with suppress(ProcessLookupError, PermissionError):
@@ -94,7 +94,7 @@ class Worker:
             self.close()
             how = f" with {self.launch.bubblewrap}" if self.launch.bubblewrap else ""
             raise SandboxError(f"{self.launch.level}{how} did not start: {error}") from error
-        self.filtered = hello["filtered"]
+        self.filtered, self.confined = hello["filtered"], hello["confined"]
         return process
 
     def _read_reply(
@@ -106,7 +106,14 @@ class Worker:
         return json.loads(head), result, output
 
 
+def _write_all(process: subprocess.Popen[bytes], data: bytes) -> None:
+    assert process.stdin is not None  # noqa: S101 - it is a pipe
+    process.stdin.write(data)
+    process.stdin.flush()
+
+
 def _read_exactly(process: subprocess.Popen[bytes], size: int, deadline: float) -> bytes:
+    assert process.stdout is not None  # noqa: S101 - it is a pipe
     fd = process.stdout.fileno()
     poll = select.poll()
     poll.register(fd, select.POLLIN)

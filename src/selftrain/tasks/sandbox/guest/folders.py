@@ -4,29 +4,45 @@ import os
 
 
 def empty(folder: str) -> None:
-    """Remove everything inside ``folder`` without recursion and without following links.
+    """Remove everything inside ``folder``, without following links.
 
-    Folders are emptied by moving the folders inside them up to the top first, so that neither the
-    depth of a tree nor the length of its paths matters.
+    Neither the depth of a tree nor the length of its paths matters: one folder is open at a time,
+    and every name is relative to it. Nobody else may be writing there.
     """
-    with os.scandir(folder) as entries:
-        todo = [entry.name for entry in entries]
-    number = 0
-    while todo:
-        path = os.path.join(folder, todo.pop())
-        if os.path.islink(path) or not os.path.isdir(path):
-            os.unlink(path)
-            continue
-        os.chmod(path, 0o700)
-        with os.scandir(path) as entries:
-            inside = list(entries)
-        for entry in inside:
-            if entry.is_dir(follow_symlinks=False):
-                os.chmod(entry.path, 0o700)  # a folder that cannot be written cannot be moved
-                while os.path.lexists(os.path.join(folder, f"_{number}")):
-                    number += 1
-                os.rename(entry.path, os.path.join(folder, f"_{number}"))
-                todo.append(f"_{number}")
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    way: list[str] = []
+    todo = [_remove_files(here)]
+    try:
+        while True:
+            if todo[-1]:
+                name = todo[-1].pop()
+                os.chmod(name, 0o700, dir_fd=here)
+                here = _move(here, name)
+                way.append(name)
+                todo.append(_remove_files(here))
+            elif way:
+                here = _move(here, "..")
+                os.rmdir(way.pop(), dir_fd=here)
+                todo.pop()
             else:
-                os.unlink(entry.path)
-        os.rmdir(path)
+                return
+    finally:
+        os.close(here)
+
+
+def _move(here: int, name: str) -> int:
+    there = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+    os.close(here)
+    return there
+
+
+def _remove_files(fd: int) -> list[str]:
+    """Remove what is no folder, and return the names of the folders."""
+    folders = []
+    with os.scandir(fd) as entries:
+        for entry in list(entries):
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.name)
+            else:
+                os.unlink(entry.name, dir_fd=fd)
+    return folders

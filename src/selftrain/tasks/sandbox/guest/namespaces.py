@@ -1,7 +1,7 @@
 """Moves this process into namespaces of its own: no network, no other processes, no files of ours.
 
-What is left of the file system is the standard library and the system's shared libraries, read-only,
-three devices, and an empty ``/tmp`` in memory. There is no ``/proc`` and no program to execute.
+What is left of the file system is the standard library and the system's shared libraries,
+read-only, three devices, and an empty ``/tmp`` in memory. There is no ``/proc``.
 """
 
 import ctypes
@@ -17,14 +17,14 @@ _NEW_IPC, _NEW_UTS = 0x08000000, 0x04000000
 _READ_ONLY, _NO_SETUID, _NO_DEVICES, _NO_EXEC, _REMOUNT = 1, 2, 4, 8, 32
 _BIND, _RECURSIVE, _PRIVATE = 4096, 16384, 1 << 18
 _DETACH = 2
-# statvfs and mount have different numbers for the times; the flags of a mount from outside are locked.
+# statvfs and mount have different numbers for the times. Flags of mounts from outside are locked.
 _TIME_FLAGS = {1024: 1024, 2048: 2048, 4096: 1 << 21}
 _NOBODY = 65534
 
 SCRATCH = "/tmp"  # noqa: S108 - in a file system of its own
 
 
-def enter_namespaces(empty_folder: str, scratch_mb: int) -> tuple[int, int]:
+def enter_namespaces(empty_folder: str, scratch_mb: int) -> tuple[int, int] | None:
     """Become process 1 of new namespaces; the process that called this only waits from now on.
 
     Args:
@@ -32,8 +32,8 @@ def enter_namespaces(empty_folder: str, scratch_mb: int) -> tuple[int, int]:
         scratch_mb: Size of the only place that can be written, in MiB.
 
     Returns:
-        User and group that programs should run as. Where the caller is not privileged the namespace
-        has only one user, 0, and it is that.
+        User and group that programs should run as; None where the caller is not privileged: then
+        the namespace has one user only.
 
     Raises:
         OSError: If the kernel does not let us.
@@ -41,12 +41,12 @@ def enter_namespaces(empty_folder: str, scratch_mb: int) -> tuple[int, int]:
     uid, gid = _unshare()
     _become_init(empty_folder)
     _build_root(empty_folder, scratch_mb, uid, gid)
-    return uid, gid
+    return (uid, gid) if uid else None
 
 
 def _unshare() -> tuple[int, int]:
     uid, gid = os.geteuid(), os.getegid()
-    flags = _NEW_USER | _NEW_PID | _NEW_NET | _NEW_MOUNT | _NEW_IPC | _NEW_UTS
+    flags = _NEW_USER | _NEW_PID | _NEW_NET | _NEW_IPC | _NEW_UTS
     if uid != 0:
         call("unshare", flags)
         _write("/proc/self/setgroups", "deny")
@@ -93,6 +93,8 @@ def _become_init(empty_folder: str) -> None:
 
 
 def _build_root(root: str, scratch_mb: int, uid: int, gid: int) -> None:
+    # Not before the fork: the waiting process has to find the folder again that it removes.
+    call("unshare", _NEW_MOUNT)
     _mount("none", "/", None, _RECURSIVE | _PRIVATE)
     _mount("tmpfs", root, "tmpfs", _NO_SETUID | _NO_DEVICES, "size=1m,mode=755")
     for path in library_folders():

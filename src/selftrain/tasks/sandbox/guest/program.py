@@ -48,30 +48,31 @@ def run_program(request: dict[str, Any], send: Send, relax: Callable[[], None]) 
     sys.modules["program"] = module  # dataclasses look their module up
     space = module.__dict__
 
-    def attempt(where: str, source: str, mode: str) -> tuple[bool, Any]:
+    def attempt(where: str, source: str, place: int | None = None) -> bool:
+        """Run source, or evaluate it and send its value as that of call ``place``."""
         compiled = None
         try:
+            mode = "exec" if place is None else "eval"
             compiled = compile(source, f"<{where}>", mode, dont_inherit=True)
-            if mode == "exec":
-                exec(compiled, space)
-                return True, None
-            return True, encode(eval(compiled, space))
+            if place is None:
+                exec(compiled, space)  # noqa: S102 - this is the process to do it in
+            else:
+                send(["value", place, encode(eval(compiled, space))])  # noqa: S307
+            return True
         except BaseException as error:
             if isinstance(error, MemoryError):
                 relax()
             kind = status_of(error, compiled=compiled is not None)
             send(["raised", where, kind, describe(error)])
-            return False, None
+            return False
 
     for where in ("setup", "code", "after"):
-        if request[where] and not attempt(where, request[where], "exec")[0]:
+        if request[where] and not attempt(where, request[where]):
             return
     for i, call in enumerate(request["calls"]):
-        went_well, value = attempt(f"call {i}", call, "eval")
-        if went_well:
-            send(["value", i, value])
+        attempt(f"call {i}", call, i)
     for i, statement in enumerate(request["asserts"]):
-        if attempt(f"assert {i}", statement, "exec")[0]:
+        if attempt(f"assert {i}", statement):
             send(["passed", i, request["nonces"][i]])
 
 

@@ -18,15 +18,15 @@ import struct
 import sys
 import time
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any
 
 from . import folders, program
 
 # What solutions import most: importing once is cheaper than in every fork.
 PRELOADED = (
     "abc bisect cmath collections copy dataclasses datetime decimal enum fractions functools"
-    " heapq inspect io itertools math numbers operator queue random re statistics string struct sys textwrap threading"
-    " time traceback typing unicodedata"
+    " heapq inspect io itertools math numbers operator queue random re statistics string struct sys"
+    " textwrap threading time traceback typing unicodedata"
 )
 _KEPT_OUTPUT = 4000
 _SWEEP_SECONDS = 10.0
@@ -46,18 +46,22 @@ class Server:
         self.commands, self.replies = commands, replies
         self.level: str = config["level"]
         self.scratch: str = config["folder"]
-        self.uid = self.gid = None
+        self.user: tuple[int, int] | None = None
         _preload()
         self.syscalls, self.seccomp = _optional("syscalls"), _optional("seccomp")
+        self.landlock = _optional("landlock")
         if self.level == "L2":
             if config["enter"]:
                 from . import namespaces
 
-                self.uid, self.gid = namespaces.enter_namespaces(self.scratch, config["file_mb"])
+                self.user = namespaces.enter_namespaces(self.scratch, config["file_mb"])
             self.scratch = "/tmp"  # noqa: S108 - in a file system of its own
             if os.getpid() != 1:
                 raise OSError("not the first process of a namespace")
         self.filter = self._working_filter() if config["filter"] else None
+        self.rules: int | None = None
+        if self.level == "L1" and self.landlock and config["filter"]:
+            self.rules = self.landlock.make_rules(self.scratch)
         if self.syscalls:
             with suppress(OSError):
                 self.syscalls.prctl(self.syscalls.PR_SET_DUMPABLE, 0)
@@ -70,7 +74,13 @@ class Server:
 
     def serve(self) -> None:
         """Answer requests until the parent closes its end."""
-        self._reply({"level": self.level, "filtered": self.filter is not None})
+        self._reply(
+            {
+                "level": self.level,
+                "filtered": self.filter is not None,
+                "confined": self.level == "L2" or self.rules is not None,
+            }
+        )
         os.chdir(self.scratch)
         os.environ.clear()
         sys.path.pop(0)  # the folder that this package is in
@@ -135,7 +145,7 @@ class Server:
                     raise _ParentGoneError
                 if fd == self.woken:
                     os.read(self.woken, 4096)
-                    # The process stays a zombie until all is swept, so that its number is not reused.
+                    # It stays a zombie until all is swept, so that its number is not reused.
                     how = os.WEXITED | os.WNOHANG | os.WNOWAIT
                     if os.waitid(os.P_PID, pid, how) is not None:
                         return "exit"
@@ -175,19 +185,20 @@ class Server:
                 with suppress(ProcessLookupError):
                     os.kill(int(child), signal.SIGKILL)
 
-    def _run_fork(self, request: dict[str, Any], result: int, output: int) -> NoReturn:
+    def _run_fork(self, request: dict[str, Any], result: int, output: int) -> None:
         """Become the process of a program; never returns."""
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            # A group and no session: Linux schedules each session apart, which takes its time to set up.
+            # A group, and the server's session: Linux schedules sessions apart, and sets up slowly
+            # what it needs for that.
             os.setpgid(0, 0)
             os.dup2(output, 1)
             os.dup2(output, 2)
             os.dup2(result, 3)
-            os.closerange(4, 256)
             relax = _set_limits(request, count_processes=self.level == "L2")
             self._give_up_rights()
+            os.closerange(4, 256)
             send = program.sender(3)
             send(["ready"])
             program.run_program(request, send, relax)
@@ -197,13 +208,15 @@ class Server:
             os._exit(0)
 
     def _give_up_rights(self) -> None:
-        if self.uid:
+        if self.user:
+            uid, gid = self.user
             os.setgroups([])
-            os.setresgid(self.gid, self.gid, self.gid)
-            os.setresuid(self.uid, self.uid, self.uid)
-        elif self.level == "L2":
-            self.syscalls.prctl(self.syscalls.PR_SET_NO_NEW_PRIVS, 1)
-            self.syscalls.drop_capabilities()
+            os.setresgid(gid, gid, gid)
+            os.setresuid(uid, uid, uid)
+        if self.syscalls:
+            self.syscalls.give_up_privileges()
+        if self.rules is not None:
+            self.landlock.apply_rules(self.rules)
         if self.filter:
             own, place = struct.pack("=I", os.getpid()), struct.pack("=I", _PID_TO_COME)
             self.seccomp.apply_filter(self.filter.replace(place, own))

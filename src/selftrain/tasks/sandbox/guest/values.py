@@ -15,11 +15,13 @@ from typing import Any
 MAX_DEPTH = 64
 MAX_ITEMS = 200_000
 MAX_BITS = 1_000_000
+MAX_TEXT = 10_000_000
 _SMALL, _MAX_EXPONENT = 2**53, 10_000
+_SEQUENCES: dict[str, Any] = {"l": list, "t": tuple, "s": set, "z": frozenset, "q": deque}
 
 
 class ValueTooLargeError(Exception):
-    """A value is nested too deeply or has too many parts to be handed over."""
+    """A value is nested too deeply, or too large, to be handed over."""
 
 
 class Opaque:
@@ -66,11 +68,13 @@ def _encode(value: Any, depth: int, left: list[int]) -> Any:
     if isinstance(value, float):
         return value if type(value) is float else float.__add__(value, 0.0)
     if isinstance(value, str):
-        left[0] -= str.__len__(value) // 64
+        if str.__len__(value) > MAX_TEXT:
+            raise ValueTooLargeError
         return str.__getitem__(value, slice(None))
     if isinstance(value, (bytes, bytearray)):
-        kind = bytes if isinstance(value, bytes) else bytearray
-        return ["b" if kind is bytes else "a", kind.hex(value)]
+        if len(memoryview(value)) > MAX_TEXT:
+            raise ValueTooLargeError
+        return ["b" if isinstance(value, bytes) else "a", memoryview(value).hex()]
     if isinstance(value, complex):
         return ["c", complex.__add__(value, 0).real, complex.__add__(value, 0).imag]
     return _encode_container(value, depth + 1, left)
@@ -90,8 +94,7 @@ def _encode_container(value: Any, depth: int, left: list[int]) -> Any:
     if isinstance(value, dict):
         pairs = dict.items(value)
         return ["d", [[_encode(k, depth, left), _encode(v, depth, left)] for k, v in pairs]]
-    sequences = (("l", list), ("t", tuple), ("s", set), ("z", frozenset), ("q", deque))
-    for tag, kind in sequences:
+    for tag, kind in _SEQUENCES.items():
         if isinstance(value, kind):
             return [tag, [_encode(item, depth, left) for item in kind.__iter__(value)]]
     if isinstance(value, range):
