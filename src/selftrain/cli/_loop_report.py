@@ -113,7 +113,8 @@ def _show_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[s
 
 _ROUNDS_CAPTION = (
     "Right: mean score of the samples. Solved: training problems with a right one. Kept: rows "
-    "trained on. Validation, test, train: pass@1 of the greedy answer in per cent, with a 95 % "
+    "trained on. False: share of the kept samples that the stricter grader refuses, where there is "
+    "one. Validation, test, train: pass@1 of the greedy answer in per cent, with a 95 % "
     "interval by bootstrap over problems; train is a fixed choice of the training problems."
 )
 

@@ -15,6 +15,7 @@ ROUND_COLUMNS = {
     "right": 7,
     "solved": 7,
     "kept": 7,
+    "false": 7,
     "validation": 18,
     "test": 18,
     "train": 18,
@@ -52,6 +53,7 @@ def round_cells(round: Round) -> list[str]:
         "–" if begun else f"{100 * round.pass_fraction:.1f} %",
         "–" if begun else f"{100 * round.solved_fraction:.1f} %",
         f"{round.num_selected:,}",
+        _share(round.false_positive_fraction),
         *greedy,
         f"{sum(round.seconds.values()):,.0f}",
     ]

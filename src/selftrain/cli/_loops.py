@@ -11,23 +11,20 @@ from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
 from selftrain._core.checks import check_int
-from selftrain._core.rng import derive
 from selftrain._core.run import check_run, open_run
+from selftrain.cli import _scratch as scratch
 from selftrain.cli._loop_tables import ROUND_COLUMNS, round_cells
 from selftrain.cli._models import DtypeName, load_model, with_adapters
 from selftrain.cli._tasks import STOPS, SYNTHETIC, LoopTasks, TaskOptions, load_tasks
 from selftrain.cli._words import word_after
 from selftrain.decoding.sampler import Sampler
-from selftrain.distill.models import load_tokenizer
-from selftrain.loops.config import EvaluationConfig, ReSTEMConfig
+from selftrain.loops.config import ReSTEMConfig
 from selftrain.loops.round import Round, RoundFiles
 from selftrain.loops.sample import Sample
-from selftrain.training import OptimConfig
+from selftrain.training.pretrained import load_tokenizer
 
 SCRATCH = "scratch"
 """The name of a small model that a synthetic task is learnt with from nothing."""
-
-_SCRATCH_TOKENS = 64  # the longest worked solution has about 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +88,7 @@ def defaults_for(args: Sequence[str], config: ReSTEMConfig) -> ReSTEMConfig:
     """
     task, model = word_after(args, "--task"), word_after(args, "--model")
     if model == SCRATCH:
-        return _for_scratch(config)
+        return scratch.settings(config)
     stop = STOPS.get(task or "", ())
     return replace(
         config,
@@ -99,24 +96,6 @@ def defaults_for(args: Sequence[str], config: ReSTEMConfig) -> ReSTEMConfig:
         evaluation=replace(
             config.evaluation, sampling=replace(config.evaluation.sampling, stop=stop)
         ),
-    )
-
-
-def _for_scratch(config: ReSTEMConfig) -> ReSTEMConfig:
-    short: Any = {"max_new_tokens": _SCRATCH_TOKENS, "top_k": None, "top_p": 1.0}
-    if not config.sampling.greedy:
-        short["temperature"] = 1.0  # a sharper law would never try what the model does not know
-    sampling = replace(config.sampling, **short)
-    return replace(
-        config,
-        sampling=sampling,
-        solutions_first=True,
-        improve=replace(
-            config.improve, num_epochs=10.0, batch_size=128, optim=OptimConfig(learning_rate=1e-3)
-        ),
-        evaluation=EvaluationConfig(num_samples=16, sampling=replace(sampling, temperature=1.0)),
-        chunk_size=64,
-        batch_size=512,
     )
 
 
@@ -132,7 +111,10 @@ def prepare(parts: Parts, outside: Outside, config: ReSTEMConfig, folder: Path) 
     check_run(folder / "parts", parts)
     accelerator = Accelerator()
     tasks = load_tasks(parts.problems, allow_code_execution=outside.allow_code_execution)
-    model, tokenizer = _model(parts, outside, config, tasks)
+    if parts.model == SCRATCH:
+        model, tokenizer = scratch.train_base(folder / "base", config, tasks, accelerator)
+    else:
+        model, tokenizer = _load(parts, outside, config)
     if accelerator.is_main_process:
         open_run(folder / "parts", parts, seed=config.seed)
     sampler: Any = None
@@ -164,19 +146,12 @@ def _check(parts: Parts, outside: Outside, config: ReSTEMConfig) -> None:
         )
     if parts.lora_rank is not None:
         raise ValueError("--lora-rank does not go with --model scratch, which is trained whole.")
-    if not config.solutions_first:
-        raise ValueError(
-            "--model scratch knows nothing before it has seen the worked problems; leave "
-            "--no-solutions-first out."
-        )
 
 
-def _model(
-    parts: Parts, outside: Outside, config: ReSTEMConfig, tasks: LoopTasks
+def _load(
+    parts: Parts, outside: Outside, config: ReSTEMConfig
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    if parts.model == SCRATCH:
-        return _from_scratch(config, tasks)
-    tokenizer = load_tokenizer(parts.model)
+    tokenizer = load_tokenizer(parts.model, trust_remote_code=outside.trust_remote_code)
     model = load_model(
         parts.model,
         dtype=parts.dtype,
@@ -185,20 +160,6 @@ def _model(
     )
     if parts.lora_rank is not None:
         model = with_adapters(model, parts.lora_rank, config.seed)
-    return model, tokenizer
-
-
-def _from_scratch(config: ReSTEMConfig, tasks: LoopTasks) -> tuple[Any, PreTrainedTokenizerBase]:
-    from selftrain.tasks.characters import character_tokenizer, small_llama
-
-    tokenizer = character_tokenizer()
-    parts = [tasks.train, tasks.validation, tasks.test, tasks.solved]
-    longest = max(len(str(p.prompt(q))) for p in parts if p is not None for q in p.problems)
-    tokens = max(config.sampling.max_new_tokens, config.evaluation.sampling.max_new_tokens)
-    hint = 64 * config.rationalize
-    model = small_llama(
-        tokenizer, max_positions=longest + hint + tokens, seed=derive(config.seed, "scratch")
-    )
     return model, tokenizer
 
 

@@ -60,7 +60,7 @@ def main(args: list[str]) -> int:
         validation=tasks.validation,
         output_dir=folder,
         test=tasks.test,
-        solved=tasks.solved,
+        solved=tasks.solved() if config.with_solutions or config.solutions_first else None,
         sampler=run.sampler,
         hint=answer_hint(tasks.train) if config.rationalize else None,
         accelerator=run.accelerator,
