@@ -16,6 +16,8 @@ COMMANDS = {
     "bench": "Measure speed: bench specdec compares speculative decoders.",
     "distill": "Distil a teacher into a student on your own rows.",
     "distillspec": "Distil a draft from a target, decode with it, and report the speed-up.",
+    "restem": "Let a model improve on its own right answers to problems that can be checked.",
+    "vstar": "Train a generator on its right answers, and a verifier on right against wrong.",
 }
 
 _USER_ERRORS = (ValueError, TypeError, OSError, SelftrainError)

@@ -1,9 +1,9 @@
 """The model card of a distilled student: what it is, how it was made, how to load it."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from selftrain._core.card import card_header, loading_code, settings_of, value_table
 from selftrain._core.config import to_dict
 from selftrain.distill.config import DistillConfig
 
@@ -32,8 +32,9 @@ def model_card(
         has_adapters: Whether the folder holds adapters of the student only.
         is_encoder_decoder: Whether it is an encoder-decoder.
     """
+    kind = {"has_adapters": has_adapters, "is_encoder_decoder": is_encoder_decoder}
     lines = [
-        *_header(student, has_adapters=has_adapters, is_encoder_decoder=is_encoder_decoder),
+        *card_header(student, tags=("distillation",), **kind),
         "",
         f"# {student.rstrip('/').rsplit('/', 1)[-1]}, distilled",
         "",
@@ -49,15 +50,15 @@ def model_card(
         "",
         "## Loading",
         "",
-        *_loading(student, has_adapters=has_adapters, is_encoder_decoder=is_encoder_decoder),
+        *loading_code(student, **kind),
         "",
         "## Last metrics",
         "",
-        *_table({name: f"{value:.4g}" for name, value in metrics.items()}, "metric"),
+        *value_table({name: f"{value:.4g}" for name, value in metrics.items()}, "metric"),
         "",
         "## Settings",
         "",
-        *_table({k: json.dumps(v) for k, v in _flat(to_dict(config)).items()}, "setting"),
+        *value_table(settings_of(to_dict(config)), "setting"),
         "",
     ]
     return "\n".join(lines)
@@ -87,25 +88,6 @@ def _count(num_rows: int | None) -> str:
     return "" if num_rows is None else f", {num_rows} rows"
 
 
-def _header(student: str, *, has_adapters: bool, is_encoder_decoder: bool) -> list[str]:
-    # A folder is no model on the hub, which refuses cards that name one.
-    named = student.count("/") == 1 and not student.startswith((".", "/", "~"))
-    base = [f"base_model: {json.dumps(student)}"] if named else []
-    if base and has_adapters:
-        base.append("base_model_relation: adapter")
-    kind = "text2text-generation" if is_encoder_decoder else "text-generation"
-    return [
-        "---",
-        *base,
-        f"library_name: {'peft' if has_adapters else 'transformers'}",
-        *([] if is_encoder_decoder else [f"pipeline_tag: {kind}"]),
-        "tags:",
-        "- distillation",
-        "- selftrain",
-        "---",
-    ]
-
-
 def _method(config: DistillConfig) -> str:
     share = config.on_policy_fraction
     source = {"dataset": "the data set", "teacher": "the teacher"}.get(
@@ -116,36 +98,3 @@ def _method(config: DistillConfig) -> str:
     loss = "the likelihood of the text" if config.divergence == "nll" else config.divergence
     papers = " ([GKD](https://arxiv.org/abs/2306.13649))" if share > 0 else ""
     return f"{loss}; {', '.join(parts)}{papers}"
-
-
-def _loading(student: str, *, has_adapters: bool, is_encoder_decoder: bool) -> list[str]:
-    auto = "AutoModelForSeq2SeqLM" if is_encoder_decoder else "AutoModelForCausalLM"
-    code = [
-        f"from transformers import {auto}, AutoTokenizer",
-        "",
-        'path = "..."  # this folder or repository',
-    ]
-    if has_adapters:
-        code.insert(0, "from peft import PeftModel")
-        code += [
-            f"base = {auto}.from_pretrained({json.dumps(student)})",
-            "model = PeftModel.from_pretrained(base, path)",
-        ]
-    else:
-        code.append(f"model = {auto}.from_pretrained(path)")
-    return ["```python", *code, "tokenizer = AutoTokenizer.from_pretrained(path)", "```"]
-
-
-def _table(cells: Mapping[str, str], name: str) -> list[str]:
-    rows = [f"| `{key}` | {value.replace('|', chr(92) + '|')} |" for key, value in cells.items()]
-    return [f"| {name} | value |", "|---|---|", *rows]
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -241,7 +241,7 @@ class ReSTEM:
                     keep_best="pass@1",
                     accelerator=self.accelerator,
                     show_progress=self._show,
-                    title=f"round {number}: training",
+                    title=f"{'start' if number == START else f'round {number}'}: training",
                 )
             # Else the next round's DDP would find this one's hooks on the same parameters.
             self.accelerator.free_memory()
