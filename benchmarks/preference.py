@@ -1,6 +1,6 @@
 """An epoch of direct preference optimisation over groups, beside TRL's over the enumerated pairs.
 
-    python benchmarks/preference.py            # about 5 minutes on two cores
+    python benchmarks/preference.py            # about 3 minutes on a quiet core
     python benchmarks/preference.py --quick    # under a minute, to see that it runs
 
 Every problem has 16 correct and 16 wrong answers: 256 pairs. Both start from the same weights, have
@@ -10,7 +10,9 @@ same losses, and end with the same weights but for rounding; the table shows how
 On both sides dropout, mixed precision and gradient checkpointing are off.
 Of two sizes of its micro-batches the faster on one problem is taken, tried just before. The
 times are those of whole calls, `train_preferences` and `DPOTrainer.train`, taken in turns; the
-median of ratios within a turn counts. "Prompts apart" is ours without reading a shared prompt once.
+median of ratios within a turn counts. The processor's own time for the same calls stands beside
+it, which other programs on the machine disturb less. "Prompts apart" is ours without reading a
+shared prompt once.
 """
 
 import contextlib
@@ -48,7 +50,7 @@ from selftrain.training import (
 from selftrain.training.order import batch_indices
 
 # Tokens of the prompt, and most tokens of an answer; answers are at least half as long.
-SIZES = [(16, 16), (64, 48), (128, 64)]
+SIZES = [(16, 16), (64, 48)]
 QUICK_SIZES = [(16, 16)]
 NUM_ANSWERS = 16
 TRL_PAIRS = (32, 256)
@@ -69,6 +71,8 @@ class Args:
     """Problems, and so optimizer steps."""
     rounds: int = 3
     """Turns of each method."""
+    threads: int = 1
+    """Threads of torch. Several would wait for each other whenever the machine holds up one."""
     json: Path = ROOT / "benchmarks/results/preference.json"
     """Where the rows go."""
 
@@ -81,6 +85,8 @@ class Outcome:
     """Of every step."""
     model: LlamaForCausalLM
     """After the last step."""
+    processor_seconds: float
+    """Time that the processor spent on it."""
 
 
 def tokenizer_of_characters() -> PreTrainedTokenizerFast:
@@ -187,6 +193,7 @@ class OurSide:
             log_every=1,
             optim=OptimConfig(learning_rate=LEARNING_RATE, max_grad_norm=MAX_GRAD_NORM),
         )
+        begin = time.process_time()
         model = self._models[turn + 1]
         obstacle = row_scores.prompts_obstacle
         if not self._share:
@@ -195,7 +202,8 @@ class OurSide:
             report = train_preferences(model, self._data.groups, config, show_progress=False)
         finally:
             row_scores.prompts_obstacle = obstacle
-        return Outcome([row["loss"] for row in report.history], model)
+        losses = [row["loss"] for row in report.history]
+        return Outcome(losses, model, time.process_time() - begin)
 
 
 class TRLSide:
@@ -208,13 +216,14 @@ class TRLSide:
 
     def __call__(self, turn: int) -> Outcome:
         """Train on all pairs, from the start."""
+        begin = time.process_time()
         trainer = self._trainer
         trainer.model.load_state_dict(self._start)
         trainer.optimizer = trainer.lr_scheduler = None
         with quiet():
             trainer.train()
         losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-        return Outcome(losses, trainer.model)
+        return Outcome(losses, trainer.model, time.process_time() - begin)
 
 
 def trl_trainer(data: Data, model: LlamaForCausalLM, *, pairs: int, folder: str) -> Any:
@@ -306,6 +315,9 @@ def measure(size: tuple[int, int], args: Args, folder: str) -> dict[str, Any]:
         methods["TRL"] = TRLSide(data, start, pairs=row["trl_pairs"], folder=folder)
     timed = take_turns(methods, rounds=args.rounds, device=torch.device("cpu"))
     row["seconds"] = {m: statistics.median(t.seconds for t in own) for m, own in timed.items()}
+    row["processor_seconds"] = {
+        m: statistics.median(t.result.processor_seconds for t in own) for m, own in timed.items()
+    }
     row["losses"] = {m: own[-1].result.losses for m, own in timed.items()}
     row["final_loss"] = {m: data.loss_of(own[-1].result.model) for m, own in timed.items()}
     if "TRL" in timed:
@@ -326,6 +338,9 @@ def goals_of(rows: list[dict[str, Any]]) -> list[Goal]:
         name = f"prompt {row['prompt_tokens']}, answers {row['answer_tokens']}"
         speedup = statistics.median(row["speedup ours"])
         goals.append(Goal(f"{name}, TRL / ours", speedup, WANTED_SPEEDUP))
+        spent = row["processor_seconds"]
+        ratio = spent["TRL"] / spent["ours"]
+        goals.append(Goal(f"{name}, TRL / ours, processor time", ratio, WANTED_SPEEDUP))
         finals = row["final_loss"]
         for what, difference in (
             ("step losses apart", row["largest_difference"]),
@@ -340,6 +355,7 @@ def page(rows: list[dict[str, Any]], environment: dict[str, Any], args: Args) ->
 
     def cells(row: dict[str, Any]) -> list[str]:
         seconds, finals = row["seconds"], row["final_loss"]
+        spent = row["processor_seconds"]
         ratios = {
             name: quartiles(row.get(f"speedup {name}", [float("nan")])).text(1)
             for name in ("ours", "prompts apart")
@@ -350,17 +366,19 @@ def page(rows: list[dict[str, Any]], environment: dict[str, Any], args: Args) ->
             *(f"{seconds[m]:.2f}" if m in seconds else "-" for m in METHODS),
             ratios["ours"],
             ratios["prompts apart"],
+            f"{spent['TRL'] / spent['ours']:.1f}" if "TRL" in spent else "-",
             *(f"{finals[m]:.6f}" if m in finals else "-" for m in ("ours", "TRL")),
             f"{row['largest_difference']:.1e}" if "TRL" in seconds else "-",
         ]
 
     columns = ["prompt", "answer, tokens", *(f"{m}, s" for m in METHODS)]
-    columns += ["TRL / ours", "TRL / prompts apart", "final loss, ours", "final loss, TRL"]
+    columns += ["TRL / ours", "TRL / prompts apart", "TRL / ours, processor time"]
+    columns += ["final loss, ours", "final loss, TRL"]
     columns += ["step losses differ by"]
     return (
         f"*{environment_line(environment)}; {args.problems} problems of {NUM_ANSWERS} + "
         f"{NUM_ANSWERS} answers; ratios: median (quartiles) of {args.rounds} turns; command "
-        f"`python benchmarks/preference.py`.*\n\n{table(columns, [cells(row) for row in rows])}\n"
+        f"`python benchmarks/preference.py --rounds {args.rounds}`.*\n\n{table(columns, [cells(row) for row in rows])}\n"
     )
 
 
@@ -368,6 +386,7 @@ def main(args: Args) -> None:
     if args.quick:
         args = replace(args, problems=2, rounds=1)
     rows = []
+    torch.set_num_threads(args.threads)
     with TemporaryDirectory() as folder:
         for size in QUICK_SIZES if args.quick else SIZES:
             rows.append(measure(size, args, folder))
