@@ -310,6 +310,7 @@ def test_two_threads_in_one_model_are_an_error_not_wrong_tokens(make_llama):
     assert config._attn_implementation == "sdpa"
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_adapters_are_sampled_from_with_shared_prompts(make_llama, sharing):
     from peft import LoraConfig, get_peft_model
 

@@ -96,8 +96,8 @@ class Now:
         name, before = f"{_NAME}{id(self):x}", config._attn_implementation
         if before.startswith(_NAME):
             raise RuntimeError(
-                "the model is being sampled from in another thread; give each thread its own model, "
-                "or let them take turns."
+                "the model is being sampled from in another thread; give each thread its own, or "
+                "let them take turns."
             )
         ALL_ATTENTION_FUNCTIONS[name] = self.attend
         config._attn_implementation = name
