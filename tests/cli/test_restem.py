@@ -21,8 +21,8 @@ from selftrain.tasks import modular_chains
 DATA = Path(__file__).parents[3] / "shared/data"
 QUICK = "--num-rounds 2 --num-samples 4 --patience None --solutions-first --num-validation 4"
 QUICK += " --sampling.max-new-tokens 12 --evaluation.sampling.max-new-tokens 12"
-QUICK += " --improve.num-epochs 6 --improve.batch-size 8 --improve.optim.learning-rate 0.02"
-QUICK += " --improve.evaluations 1"
+QUICK += " --improve.first-steps 16 --improve.step-growth 1 --improve.batch-size 8"
+QUICK += " --improve.optim.learning-rate 0.02 --improve.evaluations 1"
 
 
 @pytest.fixture
@@ -97,33 +97,34 @@ def test_a_line_is_shown_for_the_start_and_every_round(finished, capsys):
     assert firsts[begin : begin + 4] == ["round", "start", "0", "1"]
 
 
-def test_a_killed_command_continues_to_the_same_weights(run, tmp_path, monkeypatch, capsys):
-    assert run(folder="straight") == 0
+def test_a_killed_command_continues_to_the_same_weights(finished, tmp_path, monkeypatch, capsys):
+    folder, words = finished
+    words = [str(tmp_path / "run") if word == str(folder) else word for word in words]
 
     def interrupt(self, round):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(restem.RoundPrinter, "on_round", interrupt)
-        assert run(folder="broken") == 130
-    assert not (tmp_path / "broken/summary.json").exists()
-    assert run(folder="broken") == 0
+        assert cli.main(["restem", *words]) == 130
+    assert not (tmp_path / "run/summary.json").exists()
+    assert cli.main(["restem", *words]) == 0
     assert "Continuing the run" in capsys.readouterr().out
-    one, two = (weights(tmp_path / name / "rounds/001/model") for name in ("straight", "broken"))
+    one, two = (weights(path / "rounds/001/model") for path in (folder, tmp_path / "run"))
     assert all(one[name].equal(two[name]) for name in one)
 
 
-def test_a_folder_is_not_continued_with_other_problems_or_settings(run, word_problems, capsys):
-    assert run() == 0
-    assert run("--max-train", 5) == 2
+def test_a_folder_is_not_continued_with_other_problems_or_settings(finished, capsys):
+    _, words = finished
+    assert cli.main(["restem", *words, "--max-train", "5"]) == 2
     assert "problems.max_train: None -> 5" in capsys.readouterr().err
-    assert run("--cap", 2) == 2
+    assert cli.main(["restem", *words, "--cap", "2"]) == 2
     assert "config.cap: 10 -> 2" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_adapters_are_trained_and_saved_alone(run, tmp_path):
-    assert run("--lora-rank", 2, "--num-rounds", 1, "--improve.num-epochs", 40) == 0
+    assert run("--lora-rank", 2, "--num-rounds", 1, "--improve.first-steps", 60) == 0
     model = tmp_path / "run/rounds/000/model"
     assert (model / "adapter_config.json").exists()
     assert not (model / "model.safetensors").exists()
@@ -151,7 +152,7 @@ def test_every_preset_makes_a_configuration():
 
 
 def test_a_preset_is_a_start_that_other_options_override():
-    words = ["--model", "m", "--task", "gsm8k", "--preset", "paper-apps", "--cap", "3"]
+    words = ["--model", "m", "--task", "gsm8k", "--preset", "paper_apps", "--cap", "3"]
     config = restem._parse(words).config
     assert (config.num_samples, config.num_rounds, config.cap) == (64, 2, 3)
 

@@ -13,7 +13,7 @@ from selftrain.loops import Verifier, VSTaRConfig
 QUICK = "--generator.num-rounds 1 --generator.num-samples 8 --num-validation 4 --num-candidates 8"
 QUICK += " --generator.sampling.max-new-tokens 12 --generator.sampling.temperature 1.0"
 QUICK += " --generator.evaluation.sampling.max-new-tokens 12"
-QUICK += " --generator.improve.num-epochs 6 --generator.improve.batch-size 8"
+QUICK += " --generator.improve.first-steps 16 --generator.improve.batch-size 8"
 QUICK += " --generator.improve.optim.learning-rate 0.02 --generator.improve.evaluations 1"
 QUICK += " --preference.num-steps 4"
 

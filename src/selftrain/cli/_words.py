@@ -32,5 +32,4 @@ def word_after(args: Sequence[str], option: str) -> str | None:
 def preset_in(args: Sequence[str], presets: Sequence[str]) -> str | None:
     """Return the preset that the words name, if it is one; the parser refuses all others."""
     found = word_after(args, "--preset")
-    found = None if found is None else found.replace("-", "_")
     return found if found in presets else None
