@@ -102,7 +102,7 @@ def export_samples(
         elif format == "parquet":
             dataset.to_parquet(str(part / "samples.parquet"))
         else:
-            write_jsonl(part / "samples.jsonl", dataset)
+            write_jsonl(part / "samples.jsonl", (dict(row) for row in dataset))
         write_json(part / _MANIFEST, manifest)
         if card:
             write_text(part / "README.md", sample_card(samples, manifest, problems))

@@ -105,22 +105,20 @@ class CodeGrader:
 
         Raises:
             ValueError: If there are not as many texts as problems.
-            GradingError: If a problem has no tests, or tests that its mode cannot use.
+            GradingError: If a problem has no tests (hidden ones may be missing), or such as its
+                mode cannot use.
             SandboxError: If programs cannot be run as safely as asked for.
         """
         if len(problems) != len(texts):
             raise ValueError(f"{len(problems)} problems but {len(texts)} texts; give one for each.")
         tests = [self._tests(problem) for problem in problems]
         codes = [self._extract(text) for text in texts]
-        programs = [
-            self._program(problem, some, code)
-            for problem, some, code in zip(problems, tests, codes, strict=True)
-            if code is not None
-        ]
+        work = list(zip(problems, tests, codes, strict=True))
+        programs = [self._program(p, some, code) for p, some, code in work if some and code]
         outcomes = iter(self._sandbox.run(programs) if programs else [])
         return [
-            Grade(0.0, "no_code") if code is None else self._judge(problem, some, next(outcomes))
-            for problem, some, code in zip(problems, tests, codes, strict=True)
+            _ungraded(some) if not (some and code) else self._judge(problem, some, next(outcomes))
+            for problem, some, code in work
         ]
 
     def _tests(self, problem: Problem) -> list[SplitAssert | str]:
@@ -148,10 +146,9 @@ class CodeGrader:
                     "cannot judge; mode='auto' runs it with the program."
                 )
             found.append(f"{problem.meta['check']}\ncheck({problem.meta['entry_point']})")
-        if not found:
-            kind = "hidden_tests" if self._hidden else "tests"
+        if not found and not self._hidden:  # hidden ones are measured with where they exist
             raise GradingError(
-                f"problem {problem.id!r} has no {kind}, so a program cannot be judged by them."
+                f"problem {problem.id!r} has no tests, so a program cannot be judged by them."
             )
         return found
 
@@ -226,3 +223,10 @@ def _shorten(value: object) -> str:
     except (ValueError, RecursionError):  # an integer of too many digits
         return f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _ungraded(tests: Sequence[object]) -> Grade:
+    """Return the grade of what was not run: there is nothing to run, or nothing to judge it by."""
+    if not tests:
+        return Grade(None, "ungradable", "the problem has no hidden tests")
+    return Grade(0.0, "no_code")
