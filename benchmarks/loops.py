@@ -20,7 +20,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes, a core each
 
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from typing import Any, Literal
 import tyro
 from harness import ROOT, save_rows
 from loops_page import draw, goals_of, page
-from loops_runs import MAIN, ORDERINGS, SETTINGS, Job, prepare, quick, run_job
+from loops_runs import FIRST, MAIN, ORDERINGS, SETTINGS, Job, prepare, quick, run_job
 
 from selftrain._core.io import read_json, write_text
 
@@ -70,14 +70,19 @@ def main(args: Args) -> None:
         for setting in settings:
             bases = [pool.submit(prepare, setting, seed, work) for seed in seeds]
             seconds = [base.result() for base in bases]
-            runs = [*MAIN, *(ORDERINGS.get(setting.task, ()) if args.orderings else ())]
-            jobs = [Job(setting, seed, run) for run in runs for seed in seeds]
-            found = [pool.submit(run_job, job, work) for job in jobs]
             rows += [
                 {"task": setting.task, "seed": seed, "run": "base", "seconds": s}
                 for seed, s in zip(seeds, seconds, strict=True)
             ]
-            rows += [one.result() for one in found]
+            further = [*MAIN, *(ORDERINGS if args.orderings else ())]
+            first = [pool.submit(run_job, Job(setting, seed, FIRST), work) for seed in seeds]
+            later = []
+            for done in as_completed(first):  # the others use samples of the first run
+                row = done.result()
+                rows.append(row)
+                jobs = [Job(setting, row["seed"], run) for run in further if run != FIRST]
+                later += [pool.submit(run_job, job, work) for job in jobs]
+            rows += [one.result() for one in later]
     goals = goals_of(rows, args.workers)
     save_rows(path, rows, seed=args.first_seed, goals=goals)
     draw(rows, path.with_suffix(".png"))

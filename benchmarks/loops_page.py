@@ -82,8 +82,7 @@ def interval(values: NDArray[np.float64]) -> Interval:
 
 
 def averaged(measures: Sequence[dict[str, float]]) -> Interval:
-    """Return the mean over seeds; the seeds' problems are independent, so half-widths add up
-    as squares."""
+    """Return the mean over seeds, whose problems are independent: half-widths add up as squares."""
     means = np.array([m["mean"] for m in measures])
     down = np.array([m["mean"] - m["low"] for m in measures])
     up = np.array([m["high"] - m["mean"] for m in measures])

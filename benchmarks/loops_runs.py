@@ -1,9 +1,10 @@
 """The runs of ``loops.py``: tasks, models from scratch, loops and controls, each kept on disk."""
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,23 @@ import torch
 from accelerate import Accelerator
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from selftrain import VSTaR, VSTaRConfig, tasks
+from selftrain import ReSTEM, ReSTEMConfig, VSTaR, VSTaRConfig, tasks
 from selftrain._core.io import atomic_folder, read_json, write_json
 from selftrain._core.rng import derive
-from selftrain.decoding import SamplingParams
-from selftrain.loops import ReSTEM, ReSTEMConfig
+from selftrain.decoding import HFSampler, SamplingParams
+from selftrain.loops import (
+    OutcomeRewardConfig,
+    OutcomeRewardModel,
+    answer_groups,
+    outcome_rows,
+    score_samples,
+    train_outcome_reward,
+)
 from selftrain.loops.config import EvaluationConfig, ImproveConfig
 from selftrain.loops.evaluate import Evaluation
-from selftrain.loops.rest_em import START
 from selftrain.loops.rows import RowWriter
 from selftrain.loops.store import SampleStore
+from selftrain.loops.verifier_report import report_on
 from selftrain.tasks import PermutedGrader, RandomGrader, TaskParts
 from selftrain.tasks.sandbox import Sandbox
 from selftrain.training import FinetuneConfig, OptimConfig, finetune
@@ -61,6 +69,8 @@ class Setting:
     dpo_steps: int = 100
     dpo_rate: float = 3e-4
     beta: float = 0.1
+    orm_steps: int = 100
+    orm_rate: float = 3e-4
 
     @property
     def sampling(self) -> SamplingParams:
@@ -234,7 +244,8 @@ class Bench:
         return "".join(str(int(scores[p.id] == 1)) for p in self.parts.test.problems)
 
     def control(self, name: str, grader: Any) -> Row:
-        """Run one round with rewards that say nothing."""
+        """Run one round on ReST-EM's first samples, with rewards that say nothing."""
+        self._share_samples(self.folder / name, grades=False)
         train = replace(self.parts.train, grader=grader)
         quiet = EvaluationConfig(sampling=self.setting.sampling)
         return self.restem(name, train=train, num_rounds=1, evaluation=quiet)
@@ -242,6 +253,8 @@ class Bench:
     def vstar(self, name: str, **changes: Any) -> Row:
         """Run V-STaR with changed settings."""
         config = replace(self.setting.vstar(self.seed), **changes)
+        if config.generator.num_samples == self.setting.num_samples:
+            self._share_samples(self.folder / name / "generator", grades=True)
         result = VSTaR(
             self.base(),
             self.tokenizer,
@@ -259,6 +272,77 @@ class Bench:
             "reports": {name: asdict(report) for name, report in result.reports.items()},
             "greedy": [done.evaluations["test"].greedy.mean for done in rounds],
         }
+
+    def supervised(self, solution: Callable[[tasks.Problem, Sequence[str]], str]) -> Row:
+        """Fine-tune the base on one solution of each problem that ReST-EM's last round solved.
+
+        Args:
+            solution: Chooses it, given the problem and ReST-EM's right samples.
+        """
+        self.row("restem")  # makes the samples, or finds them
+        number = self.setting.num_rounds - 1
+        store = SampleStore(self.folder / "restem" / "rounds" / f"{number:03d}" / "samples")
+        right: dict[str, list[str]] = {}
+        for sample in store.load():
+            if sample.score == 1 and sample.finish_reason == "stop":
+                right.setdefault(sample.problem_id, []).append(sample.text)
+        solved = tuple(
+            replace(p, solution=solution(p, right[p.id]))
+            for p in self.parts.train.problems
+            if p.id in right
+        )
+        model, setting = self.base(), self.setting
+        task = replace(self.parts.train, problems=solved)
+        self._fit(model, task, setting.steps, setting.rate)
+        return {"test": [self._greedy(model)], "num_selected": [len(solved)]}
+
+    def _greedy(self, model: PreTrainedModel) -> str:
+        """Return a 1 or 0 for every test problem."""
+        test, params = self.parts.test, replace(self.setting.sampling, temperature=0.0)
+        prompts = [test.prompt(problem) for problem in test.problems]
+        sampler = HFSampler(model, self.tokenizer, batch_size=512)
+        texts = [found[0].text for found in sampler.sample(prompts, num_samples=1, params=params)]
+        grades = test.grader.grade(test.problems, texts)
+        return "".join(str(int(grade.score == 1)) for grade in grades)
+
+    def outcome_reward(self) -> Row:
+        """Train an outcome reward model on the data of V-STaR's verifier; rank its candidates."""
+        self.row("vstar")
+        folder, setting = self.folder / "vstar", self.setting
+        base = self.base()
+        writer = RowWriter(self.parts.train, base, self.tokenizer)
+        samples = [
+            sample
+            for number in range(setting.vstar_rounds)
+            for sample in SampleStore(
+                folder / "generator" / "rounds" / f"{number:03d}" / "samples"
+            ).load()
+        ]
+        groups = answer_groups(samples, writer, max_per_class=4, seed=self.seed).groups
+        model = OutcomeRewardModel(base, self.tokenizer)
+        config = OutcomeRewardConfig(
+            num_steps=setting.orm_steps,
+            batch_size=setting.batch_size,
+            optim=setting.optim(setting.orm_rate, setting.orm_steps),
+            seed=derive(self.seed, "orm"),
+            save_every=None,
+        )
+        rows = outcome_rows(groups)
+        train_outcome_reward(model, rows, config, accelerator=Accelerator(), show_progress=False)
+        candidates = SampleStore(folder / "candidates" / "test").load()
+        scores = score_samples(model, candidates, self.parts.test).tolist()
+        report = report_on(
+            self.parts.test, candidates, verifier=scores, reference=[0.0] * len(scores)
+        )
+        return {"reports": {"test": asdict(report)}}
+
+    def _share_samples(self, run: Path, *, grades: bool) -> None:
+        """Let a run begin with the first samples of ReST-EM, which would be its own as well."""
+        kept, place = self.folder / "restem/rounds/000/samples", run / "rounds/000/samples"
+        if not place.exists():
+            place.mkdir(parents=True)
+            for path in kept.glob("*" if grades else "samples-*"):
+                shutil.copy(path, place)
 
     def _solved(self) -> tasks.Task:
         """Return the worked problems that are worked rightly."""
@@ -287,13 +371,49 @@ def _random(bench: Bench) -> Row:
     return bench.control("random", grader)
 
 
+def _few(bench: Bench) -> Row:
+    train = bench.parts.train
+    return bench.restem("few", train=train.take(len(train) // 4, seed=bench.seed))
+
+
+def _own(problem: tasks.Problem, right: Sequence[str]) -> str:
+    return right[derive(0, "own", problem.id) % len(right)]
+
+
+def _given(problem: tasks.Problem, right: Sequence[str]) -> str:
+    return problem.meta["reference"]
+
+
+def _once(bench: Bench) -> Row:
+    setting = bench.setting
+    return bench.restem("once", num_rounds=1, num_samples=setting.num_samples * setting.num_rounds)
+
+
+def _vstar_once(bench: Bench) -> Row:
+    config, setting = bench.setting.vstar(bench.seed), bench.setting
+    num_samples = setting.num_samples * setting.vstar_rounds
+    generator = replace(config.generator, num_rounds=1, num_samples=num_samples)
+    return bench.vstar("vstar_once", generator=generator)
+
+
 RUNS: dict[str, Callable[[Bench], Row]] = {
     "restem": lambda bench: bench.restem("restem"),
     "vstar": lambda bench: bench.vstar("vstar"),
     "permuted": _permuted,
     "random": _random,
+    "once": _once,
+    "continued": lambda bench: bench.restem("continued", restart="last"),
+    "few": _few,
+    "own_one": lambda bench: bench.supervised(_own),
+    "human": lambda bench: bench.supervised(_given),
+    "vstar_once": _vstar_once,
+    "orm": lambda bench: bench.outcome_reward(),
 }
 MAIN: Sequence[str] = ("restem", "vstar", "permuted", "random")
+FIRST = MAIN[0]
+"""The run whose samples others use."""
+ORDERINGS: Sequence[str] = ("once", "continued", "few", "own_one", "human", "orm", "vstar_once")
+"""Runs for the table of orderings alone; "orm" comes after "vstar", whose candidates it ranks."""
 SETTINGS = {
     "modchain": Setting(
         task="modchain",
@@ -343,6 +463,7 @@ def quick(setting: Setting) -> Setting:
         vstar_rounds=1,
         num_candidates=4,
         dpo_steps=2,
+        orm_steps=2,
     )
 
 

@@ -76,7 +76,8 @@ def modular_chains(
 
     A random share ``known_fraction`` of the facts is known where problems are worked. A part of the
     worked problems needs no others and is worked rightly; in the rest the steps that are not known
-    are guessed, each time anew. ``meta["num_unknown"]`` counts such steps in every problem.
+    are guessed, each time anew. ``meta["num_unknown"]`` counts such steps in every problem, and
+    ``meta["reference"]`` is the right solution.
 
     Args:
         modulus: A prime up to 31.
@@ -181,7 +182,11 @@ def _problem(
         prompt=shown[0] + "".join(part[:2] for part in shown[1:]) + "=",
         answer=_DIGITS[value],
         solution=f"{''.join(shown)}#{_DIGITS[worked_value]}",
-        meta={"modulus": modulus, "num_unknown": sum(step not in known for step in steps)},
+        meta={
+            "modulus": modulus,
+            "num_unknown": sum(step not in known for step in steps),
+            "reference": f"{_worked(steps, modulus)}#{_DIGITS[value]}",
+        },
     )
 
 
