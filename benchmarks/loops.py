@@ -20,7 +20,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes, a core each
 
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,16 @@ from typing import Any, Literal
 import tyro
 from harness import ROOT, save_rows
 from loops_page import draw, goals_of, page
-from loops_runs import FIRST, MAIN, ORDERINGS, SETTINGS, Job, prepare, quick, run_job
+from loops_runs import (
+    FIRST,
+    FOLLOWING,
+    FOLLOWING_FOR_ORDERINGS,
+    SETTINGS,
+    Job,
+    prepare,
+    quick,
+    run_job,
+)
 
 from selftrain._core.io import read_json, write_text
 
@@ -74,15 +83,15 @@ def main(args: Args) -> None:
                 {"task": setting.task, "seed": seed, "run": "base", "seconds": s}
                 for seed, s in zip(seeds, seconds, strict=True)
             ]
-            further = [*MAIN, *(ORDERINGS if args.orderings else ())]
-            first = [pool.submit(run_job, Job(setting, seed, FIRST), work) for seed in seeds]
-            later = []
-            for done in as_completed(first):  # the others use samples of the first run
-                row = done.result()
-                rows.append(row)
-                jobs = [Job(setting, row["seed"], run) for run in further if run != FIRST]
-                later += [pool.submit(run_job, job, work) for job in jobs]
-            rows += [one.result() for one in later]
+            following = FOLLOWING_FOR_ORDERINGS if args.orderings else FOLLOWING
+            jobs = [Job(setting, seed, FIRST) for seed in seeds]
+            running = {pool.submit(run_job, job, work) for job in jobs}
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for row in (one.result() for one in done):
+                    rows.append(row)
+                    jobs = [Job(setting, row["seed"], r) for r in following.get(row["run"], ())]
+                    running |= {pool.submit(run_job, job, work) for job in jobs}
     goals = goals_of(rows, args.workers)
     save_rows(path, rows, seed=args.first_seed, goals=goals)
     draw(rows, path.with_suffix(".png"))

@@ -20,6 +20,8 @@ RIVAL = {
     "listprog": "best_over_one",
 }
 """What V-STaR's choice among 16 is compared with."""
+EASY = 0.75
+"""Rate of the base's right samples from which a problem counts as easy."""
 RIVAL_NAMES = {"best_over_majority": "Maj@16", "best_over_one": "pass@1"}
 
 
@@ -232,17 +234,44 @@ def _rest_orderings(results: Results, task: str) -> list[tuple[str, Interval, st
         if results.has(task, first) and results.has(task, second)
     ]
     rows = results.of(task, "restem")
-    for name, key in (("pass@k", "pass"), ("Maj@k", "majority")):
-        for k in ("1", "4", "16"):
-            if all(k in row["sampled"][0][key] for row in rows) and (key, k) != ("majority", "1"):
-                gains = [row["sampled"][-1][key][k] - row["sampled"][0][key][k] for row in rows]
-                found.append((f"{name} at k = {k} over the base's", over_seeds(gains), "above"))
+    if results.has(task, "curves"):
+        found += _curve_orderings(results.of(task, "curves"), results.of(task, "restem"))
     gaps = [
         (row["train"][-1] - bits(row["test"][-1]).mean())
         - (row["train"][1] - bits(row["test"][1]).mean())
         for row in rows
     ]
     found.append(("train less test, last round over first", over_seeds(gaps), "above"))
+    return found
+
+
+def _curve_orderings(curves: Sequence[Row], runs: Sequence[Row]) -> list[tuple[str, Interval, str]]:
+    """Compare the sampled test problems before ReST-EM and after it."""
+
+    def gain(row: Row, key: str, k: str) -> float:
+        return row["after"][key][k] - row["before"][key][k]
+
+    found = []
+    ks = sorted(curves[0]["before"]["pass"], key=int)
+    for k in ks:
+        found.append(
+            (f"pass@{k} over the base's", over_seeds([gain(r, "pass", k) for r in curves]), "above")
+        )
+    least = over_seeds([gain(row, "pass", ks[0]) - gain(row, "pass", ks[-1]) for row in curves])
+    found.append((f"gain at k = 1 over the gain at k = {ks[-1]}", least, "above"))
+    votes = over_seeds([gain(row, "majority", ks[-1]) for row in curves])
+    found.append((f"Maj@{ks[-1]} over the base's", votes, "above"))
+    rates = np.concatenate([row["before"]["rates"] for row in curves])
+    change = np.concatenate([bits(r["test"][-1]) - bits(r["test"][0]) for r in runs])
+    easy = change[rates >= EASY]
+    if len(easy) > 1 and (rates < EASY).sum() > 1:
+        hard = change[rates < EASY]
+        width = np.sqrt(easy.var() / len(easy) + hard.var() / len(hard))
+        mean = float(hard.mean() - easy.mean())
+        between = Interval(mean=mean, low=mean - 1.96 * width, high=mean + 1.96 * width)
+        found.append(
+            ("gain on problems solved less than 3 times in 4 over the others", between, "above")
+        )
     return found
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers import LlamaForCausalLM, PreTrainedModel
@@ -26,7 +27,8 @@ from selftrain.loops import (
     train_outcome_reward,
 )
 from selftrain.loops.config import EvaluationConfig, ImproveConfig
-from selftrain.loops.evaluate import Evaluation
+from selftrain.loops.evaluate import by_problem, majority_at_k, pass_at_k, powers
+from selftrain.loops.generate import Draw, generate
 from selftrain.loops.rows import RowWriter
 from selftrain.loops.store import SampleStore
 from selftrain.loops.verifier_report import report_on
@@ -105,7 +107,7 @@ class Setting:
                 patience=None,
                 log_every=self.steps,
             ),
-            evaluation=EvaluationConfig(num_samples=self.num_test_samples, sampling=self.sampling),
+            evaluation=EvaluationConfig(sampling=self.sampling),
             chunk_size=512 // self.num_samples,
             batch_size=512,
             seed=seed,
@@ -120,7 +122,6 @@ class Setting:
             dedupe="text",
             data="all",
             with_solutions=True,
-            evaluation=EvaluationConfig(num_samples=0, sampling=self.sampling),
         )
         preference = PreferenceConfig(
             beta=self.beta,
@@ -230,7 +231,6 @@ class Bench:
             "test": [self._right(loop, done.number) for done in rounds],
             "validation": [done.validation for done in rounds],
             "train": [done.evaluations["train"].greedy.mean for done in rounds],
-            "sampled": [_curves(done.evaluations["test"]) for done in rounds],
             "false_positives": [done.false_positive_fraction for done in result.rounds],
             "solved": [done.solved_fraction for done in result.rounds],
             "num_selected": [done.num_selected for done in result.rounds],
@@ -247,8 +247,7 @@ class Bench:
         """Run one round on ReST-EM's first samples, with rewards that say nothing."""
         self._share_samples(self.folder / name, grades=False)
         train = replace(self.parts.train, grader=grader)
-        quiet = EvaluationConfig(sampling=self.setting.sampling)
-        return self.restem(name, train=train, num_rounds=1, evaluation=quiet)
+        return self.restem(name, train=train, num_rounds=1)
 
     def vstar(self, name: str, **changes: Any) -> Row:
         """Run V-STaR with changed settings."""
@@ -279,7 +278,6 @@ class Bench:
         Args:
             solution: Chooses it, given the problem and ReST-EM's right samples.
         """
-        self.row("restem")  # makes the samples, or finds them
         number = self.setting.num_rounds - 1
         store = SampleStore(self.folder / "restem" / "rounds" / f"{number:03d}" / "samples")
         right: dict[str, list[str]] = {}
@@ -305,9 +303,36 @@ class Bench:
         grades = test.grader.grade(test.problems, texts)
         return "".join(str(int(grade.score == 1)) for grade in grades)
 
+    def curves(self) -> Row:
+        """Sample the test problems before ReST-EM and after it, for pass@k and Maj@k."""
+        number, test = self.setting.num_rounds - 1, self.parts.test
+        after = self.folder / "restem" / "rounds" / f"{number:03d}" / "model"
+        row: Row = {}
+        for name, path in (("before", self.folder / "base"), ("after", after)):
+            model = LlamaForCausalLM.from_pretrained(path)
+            sampler = HFSampler(model, self.tokenizer, batch_size=512)
+            draw = Draw(
+                round=0,
+                num_samples=self.setting.num_test_samples,
+                params=self.setting.sampling,
+                seed=derive(self.seed, "curves"),
+                policy=name,
+            )
+            with SampleStore(self.folder / "curves" / name) as store:
+                generate(store, test, sampler, draw, chunk_size=32, show_progress=False)
+                rows = by_problem(store.load())
+            ks = powers(self.setting.num_test_samples)
+            row[name] = {
+                "pass": dict(zip(ks, pass_at_k(rows, ks).mean(0).tolist(), strict=True)),
+                "majority": dict(
+                    zip(ks, majority_at_k(test, rows, ks).mean(0).tolist(), strict=True)
+                ),
+                "rates": [float(np.mean([s.score for s in rows[p.id]])) for p in test.problems],
+            }
+        return row
+
     def outcome_reward(self) -> Row:
         """Train an outcome reward model on the data of V-STaR's verifier; rank its candidates."""
-        self.row("vstar")
         folder, setting = self.folder / "vstar", self.setting
         base = self.base()
         writer = RowWriter(self.parts.train, base, self.tokenizer)
@@ -350,14 +375,6 @@ class Bench:
         grades = sft.grader.grade(sft.problems, [p.solution or "" for p in sft.problems])
         right = [p for p, g in zip(sft.problems, grades, strict=True) if g.score == 1]
         return replace(sft, problems=tuple(right)).take(500)
-
-
-def _curves(found: Evaluation) -> dict[str, dict[str, float]]:
-    """Return the means of pass@k and Maj@k."""
-    return {
-        name: {str(k): value.mean for k, value in table.items()}
-        for name, table in (("pass", found.pass_at_k), ("majority", found.majority_at_k))
-    }
 
 
 def _permuted(bench: Bench) -> Row:
@@ -407,25 +424,42 @@ RUNS: dict[str, Callable[[Bench], Row]] = {
     "own_one": lambda bench: bench.supervised(_own),
     "human": lambda bench: bench.supervised(_given),
     "vstar_once": _vstar_once,
+    "curves": lambda bench: bench.curves(),
     "orm": lambda bench: bench.outcome_reward(),
 }
-MAIN: Sequence[str] = ("restem", "vstar", "permuted", "random")
-FIRST = MAIN[0]
-"""The run whose samples others use."""
-ORDERINGS: Sequence[str] = ("once", "continued", "few", "own_one", "human", "orm", "vstar_once")
-"""Runs for the table of orderings alone; "orm" comes after "vstar", whose candidates it ranks."""
+FIRST = "restem"
+"""The run whose samples the others use."""
+MAIN: Sequence[str] = (FIRST, "vstar", "permuted", "random")
+FOLLOWING: dict[str, Sequence[str]] = {FIRST: MAIN[1:]}
+"""What can be run after a run."""
+FOLLOWING_FOR_ORDERINGS: dict[str, Sequence[str]] = {
+    FIRST: (
+        *MAIN[1:],
+        "curves",
+        "once",
+        "continued",
+        "few",
+        "own_one",
+        "human",
+        "vstar_once",
+    ),
+    "vstar": ("orm",),
+}
+"""The same with the runs that only the table of orderings needs."""
 SETTINGS = {
     "modchain": Setting(
         task="modchain",
         options={
-            "modulus": 11,
-            "known_fraction": 0.6,
-            "num_sft": 16_000,
-            "num_train": 5000,
+            "modulus": 7,
+            "num_sft": 12_000,
+            "num_train": 3000,
             "num_validation": 100,
             "num_test": 500,
         },
         max_new_tokens=14,
+        num_rounds=3,
+        cap=2,
+        steps=150,
     ),
     "countdown": Setting(
         task="countdown",
@@ -445,17 +479,19 @@ SETTINGS = {
 
 def quick(setting: Setting) -> Setting:
     """Return sizes to see that it runs."""
-    options = dict(setting.options) | {
-        "num_sft": 64,
-        "num_train": 32,
+    options = setting.options | {
+        "num_sft": 256,
+        "num_train": 48,
         "num_validation": 8,
         "num_test": 8,
     }
+    if setting.task == "countdown":
+        options |= {"num_numbers": 2, "max_number": 40}
     return replace(
         setting,
         options=options,
-        num_layers=1,
-        sft_steps=20,
+        num_layers=2,
+        sft_steps=100,
         num_rounds=2,
         num_samples=4,
         steps=2,
