@@ -94,7 +94,7 @@ class Now:
             RuntimeError: If the model is in such a block already, in another thread.
         """
         name, before = f"{_NAME}{id(self):x}", config._attn_implementation
-        if before.startswith(_NAME):
+        if str(before).startswith(_NAME):
             raise RuntimeError(
                 "the model is being sampled from in another thread; give each thread its own, or "
                 "let them take turns."
