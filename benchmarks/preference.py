@@ -378,7 +378,8 @@ def page(rows: list[dict[str, Any]], environment: dict[str, Any], args: Args) ->
     return (
         f"*{environment_line(environment)}; {args.problems} problems of {NUM_ANSWERS} + "
         f"{NUM_ANSWERS} answers; ratios: median (quartiles) of {args.rounds} turns; command "
-        f"`python benchmarks/preference.py --rounds {args.rounds}`.*\n\n{table(columns, [cells(row) for row in rows])}\n"
+        f"`python benchmarks/preference.py --rounds {args.rounds}`.*\n\n"
+        f"{table(columns, [cells(row) for row in rows])}\n"
     )
 
 
