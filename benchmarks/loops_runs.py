@@ -54,6 +54,7 @@ class Setting:
     """Arguments of the task's function."""
     max_new_tokens: int
     num_layers: int = 3
+    width: int = 128
     sft_steps: int = 250
     sft_rate: float = 3e-3
     num_rounds: int = 3
@@ -183,7 +184,10 @@ class Bench:
         path = self.folder / "base"
         if not path.exists():
             model = tasks.small_llama(
-                self.tokenizer, num_layers=self.setting.num_layers, seed=self.seed
+                self.tokenizer,
+                num_layers=self.setting.num_layers,
+                width=self.setting.width,
+                seed=self.seed,
             )
             self._fit(model, self.parts.sft, self.setting.sft_steps, self.setting.sft_rate)
             with atomic_folder(path) as part:
@@ -463,10 +467,22 @@ SETTINGS = {
     ),
     "countdown": Setting(
         task="countdown",
-        options={"num_sft": 800, "num_train": 4000, "num_validation": 100, "num_test": 500},
+        options={
+            "max_number": 20,
+            "num_sft": 1500,
+            "num_train": 8000,
+            "num_validation": 100,
+            "num_test": 500,
+        },
         max_new_tokens=12,
-        num_samples=16,
+        num_layers=2,
+        width=64,
+        sft_steps=400,
+        num_rounds=2,
         dedupe="text",
+        steps=800,
+        rate=3e-3,
+        batch_size=128,
     ),
     "listprog": Setting(
         task="listprog",
