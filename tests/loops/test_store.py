@@ -52,6 +52,7 @@ def test_what_is_loaded_is_what_was_appended_in_the_order_of_problems(tmp_path):
         assert store.closed_chunks() == {"first", "second"}
 
 
+@settings(deadline=None)
 @given(text=TEXTS | st.just("\ud800 \u2028\n\0"), number=st.floats(allow_nan=False))
 def test_texts_and_numbers_come_back_exactly(text, number):
     original = sample(text=text, log_prob=number, token_ids=None)
