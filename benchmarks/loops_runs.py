@@ -53,27 +53,29 @@ class Setting:
     options: dict[str, Any]
     """Arguments of the task's function."""
     max_new_tokens: int
-    num_layers: int = 3
-    width: int = 128
-    sft_steps: int = 250
+    num_layers: int = 2
+    width: int = 64
+    sft_steps: int = 400
     sft_rate: float = 3e-3
-    num_rounds: int = 3
+    num_rounds: int = 2
     num_samples: int = 8
     cap: int = 4
     dedupe: str | None = None
     temperature: float = 1.0
-    steps: int = 200
+    steps: int = 400
     rate: float = 2e-3
-    batch_size: int = 64
-    weight_decay: float = 0.1
+    batch_size: int = 128
+    weight_decay: float = 0.0
     num_test_samples: int = 16
-    vstar_rounds: int = 2
+    vstar_rounds: int = 1
+    vstar_dedupe: str | None = "text"
     num_candidates: int = 32
-    dpo_steps: int = 100
-    dpo_rate: float = 3e-4
-    beta: float = 0.1
+    dpo_steps: int = 300
+    dpo_rate: float = 1e-3
+    beta: float = 0.5
+    max_per_class: int = 8
     orm_steps: int = 100
-    orm_rate: float = 3e-4
+    orm_rate: float = 1e-3
 
     @property
     def sampling(self) -> SamplingParams:
@@ -119,8 +121,8 @@ class Setting:
         generator = replace(
             self.loop(seed),
             num_rounds=self.vstar_rounds,
-            cap=None,
-            dedupe="text",
+            cap=None if self.vstar_dedupe else self.cap,
+            dedupe=self.vstar_dedupe,  # pyrefly: ignore[bad-argument-type]
             data="all",
             with_solutions=True,
         )
@@ -136,7 +138,7 @@ class Setting:
         return VSTaRConfig(
             generator=generator,
             preference=preference,
-            max_per_class=4,
+            max_per_class=self.max_per_class,
             num_candidates=self.num_candidates,
         )
 
@@ -347,7 +349,9 @@ class Bench:
                 folder / "generator" / "rounds" / f"{number:03d}" / "samples"
             ).load()
         ]
-        groups = answer_groups(samples, writer, max_per_class=4, seed=self.seed).groups
+        groups = answer_groups(
+            samples, writer, max_per_class=setting.max_per_class, seed=self.seed
+        ).groups
         model = OutcomeRewardModel(base, self.tokenizer)
         config = OutcomeRewardConfig(
             num_steps=setting.orm_steps,
@@ -455,15 +459,19 @@ SETTINGS = {
         task="modchain",
         options={
             "modulus": 7,
-            "num_sft": 12_000,
-            "num_train": 3000,
+            "guessed_fraction": 0.5,
+            "num_sft": 16_000,
+            "num_train": 1500,
             "num_validation": 100,
             "num_test": 500,
         },
         max_new_tokens=14,
-        num_rounds=3,
-        cap=2,
-        steps=150,
+        num_samples=16,
+        cap=10,
+        sft_steps=700,
+        steps=350,
+        vstar_dedupe=None,  # repetition is what tells right chains from lucky ones
+        dpo_steps=400,
     ),
     "countdown": Setting(
         task="countdown",
@@ -474,21 +482,24 @@ SETTINGS = {
             "num_validation": 100,
             "num_test": 500,
         },
-        max_new_tokens=12,
-        num_layers=2,
-        width=64,
+        max_new_tokens=14,
         sft_steps=400,
-        num_rounds=2,
         dedupe="text",
         steps=800,
         rate=3e-3,
-        batch_size=128,
+        weight_decay=0.1,
     ),
     "listprog": Setting(
         task="listprog",
-        options={"num_sft": 800, "num_train": 2000, "num_validation": 100, "num_test": 500},
+        options={"num_sft": 1000, "num_train": 3000, "num_validation": 100, "num_test": 500},
         max_new_tokens=32,
+        num_rounds=3,
         dedupe="text",
+        batch_size=64,
+        sft_steps=400,
+        steps=500,
+        rate=3e-3,
+        weight_decay=0.1,
     ),
 }
 
