@@ -4,7 +4,7 @@
     python benchmarks/loops.py --task modchain       # one task
     python benchmarks/loops.py --quick               # a minute; every part, no meaningful numbers
 
-For every task (modular chains, countdown, list programs) and seed, a model of 0.6 million
+For every task (modular chains, countdown, list programs) and seed, a model of 0.1 million
 parameters learns from worked problems, and every run goes on from it: ReST-EM; V-STaR; ReST-EM with
 permuted and with random rewards, which must not gain; and the variants that the orderings of the
 papers are about. Seeds differ in the task's problems, the first weights, the order of the data and

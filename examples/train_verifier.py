@@ -46,14 +46,14 @@ def optim(learning_rate: float) -> OptimConfig:
 def main(args: Args) -> None:
     steps, train = (args.num_steps, args.num_train) if not args.quick else (30, 32)
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # small tensors
-    parts = countdown(num_sft=800, num_train=train, num_validation=50, num_test=8 * train // 32)
+    parts = countdown(num_sft=1500, num_train=train, num_validation=50, num_test=8 * train // 32)
     tokenizer = character_tokenizer()
     model = small_llama(tokenizer)
     worked = RowWriter(parts.sft, model, tokenizer).of_solutions()
-    training = FinetuneConfig(num_steps=2 * steps, batch_size=64, optim=optim(3e-3))
+    training = FinetuneConfig(num_steps=2 * steps, batch_size=128, optim=optim(3e-3))
     finetune(model, worked, training, title="worked problems")
 
-    sampling = SamplingParams(max_new_tokens=12)
+    sampling = SamplingParams(max_new_tokens=14)
     generator = ReSTEMConfig(
         num_rounds=1,
         num_samples=16,
@@ -63,7 +63,7 @@ def main(args: Args) -> None:
         data="all",
         with_solutions=True,
         patience=None,
-        improve=ImproveConfig(first_steps=steps, batch_size=64, evaluations=1, optim=optim(2e-3)),
+        improve=ImproveConfig(first_steps=steps, batch_size=128, evaluations=1, optim=optim(2e-3)),
         evaluation=EvaluationConfig(sampling=sampling),
         chunk_size=32,
         batch_size=512,
@@ -71,9 +71,13 @@ def main(args: Args) -> None:
     config = VSTaRConfig(
         generator=generator,
         preference=PreferenceConfig(
-            num_steps=steps // 2, batch_size=16, problem_weighting="problem", optim=optim(3e-4)
+            beta=0.5,
+            num_steps=steps,
+            batch_size=16,
+            problem_weighting="problem",
+            optim=optim(1e-3),
         ),
-        max_per_class=4,
+        max_per_class=8,
         num_candidates=args.num_candidates,
     )
     with tempfile.TemporaryDirectory() as folder:

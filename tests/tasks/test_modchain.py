@@ -19,7 +19,7 @@ SOLUTION = "7+bi*38-m9#9"
 
 @pytest.fixture(scope="module")
 def parts():
-    return modular_chains(**SIZES)
+    return modular_chains(modulus=23, **SIZES)
 
 
 def evaluate(prompt: str, modulus: int) -> int:
@@ -88,8 +88,8 @@ def test_unknown_steps_follow_the_share_of_unknown_facts():
 
 
 def test_the_same_seed_gives_the_same_parts_and_another_seed_others(parts):
-    assert modular_chains(**SIZES).test.problems == parts.test.problems
-    assert modular_chains(**SIZES, seed=1).test.problems != parts.test.problems
+    assert modular_chains(modulus=23, **SIZES).test.problems == parts.test.problems
+    assert modular_chains(modulus=23, **SIZES, seed=1).test.problems != parts.test.problems
 
 
 def test_texts_fit_the_character_tokenizer(parts):

@@ -22,31 +22,31 @@ from selftrain.training.pretrained import load_pretrained, save_model
 
 _MAX_NEW_TOKENS = 40  # the longest worked solution has about 30
 _HINT = 40  # characters
-_NUM_STEPS, _BATCH_SIZE = 250, 64
+_NUM_STEPS, _BATCH_SIZE = 600, 128
 
 
 def settings(config: ReSTEMConfig) -> ReSTEMConfig:
     """Return a preset with the sizes that suit a small model, short texts and a CPU.
 
-    They are those of ``benchmarks/loops.py``. The model has seen the worked problems already, so
+    They are near those of ``benchmarks/loops.py``. The model has seen the worked problems already, so
     that no training on solutions comes first.
     """
     sampling = SamplingParams(max_new_tokens=_MAX_NEW_TOKENS)  # T = 1: it must try what is new
     greedy = SamplingParams(max_new_tokens=_MAX_NEW_TOKENS, temperature=0.0)
     steps = replace(
         config.improve,
-        first_steps=200,
+        first_steps=400,
         step_growth=1.0,
         batch_size=_BATCH_SIZE,
-        optim=_optim(2e-3),
+        optim=_optim(3e-3),
         evaluations=1,
         patience=None,
     )
     return replace(
         config,
-        num_samples=min(config.num_samples, 8),
+        num_samples=min(config.num_samples, 16),
         sampling=greedy if config.sampling.greedy else sampling,
-        cap=None if config.cap is None else min(config.cap, 4),
+        cap=None if config.cap is None else min(config.cap, 10),
         solutions_first=False,
         improve=steps,
         evaluation=EvaluationConfig(num_samples=16, sampling=sampling),
@@ -60,9 +60,13 @@ def preference_settings(config: VSTaRConfig) -> VSTaRConfig:
     return replace(
         config,
         preference=PreferenceConfig(
-            problem_weighting="problem", num_steps=100, batch_size=16, optim=_optim(3e-4)
+            beta=0.5,
+            problem_weighting="problem",
+            num_steps=300,
+            batch_size=16,
+            optim=_optim(1e-3),
         ),
-        max_per_class=4,
+        max_per_class=8,
         num_candidates=32,
     )
 

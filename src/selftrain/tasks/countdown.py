@@ -32,10 +32,10 @@ class CountdownGrader:
 def countdown(
     *,
     num_numbers: int = 3,
-    max_number: int = 13,
+    max_number: int = 20,
     max_target: int = 99,
-    num_sft: int = 1000,
-    num_train: int = 3000,
+    num_sft: int = 1500,
+    num_train: int = 8000,
     num_validation: int = 250,
     num_test: int = 1000,
     seed: int = 0,

@@ -70,7 +70,7 @@ def list_programs(
     *,
     max_length: int = 5,
     num_sft: int = 1000,
-    num_train: int = 1500,
+    num_train: int = 3000,
     num_validation: int = 200,
     num_test: int = 500,
     seed: int = 0,

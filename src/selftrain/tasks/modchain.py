@@ -62,12 +62,12 @@ class StepGrader:
 
 def modular_chains(
     *,
-    modulus: int = 23,
+    modulus: int = 7,
     num_steps: int = 3,
     known_fraction: float = 0.6,
-    guessed_fraction: float = 0.3,
+    guessed_fraction: float = 0.5,
     num_sft: int = 16_000,
-    num_train: int = 6000,
+    num_train: int = 1500,
     num_validation: int = 250,
     num_test: int = 1000,
     seed: int = 0,
