@@ -13,6 +13,8 @@ ATTRIBUTES = {
     ("torch", "manual_seed"): "take a generator, or use seeded_torch",
 }
 MODULES = {"pickle", "cloudpickle", "dill", "joblib"}
+# The process that runs programs is a place of its own; it imports nothing of the library.
+RUNS_PROGRAMS = "tasks/sandbox/guest/program.py"
 # The one place that may seed torch: it restores the state afterwards.
 ALLOWED = {("_core/rng.py", "manual_seed")}
 
@@ -25,7 +27,8 @@ def offences(path: Path) -> list[str]:
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             name = node.func.id
-            if name in ("eval", "exec") or (name == "print" and not in_cli):
+            runs = name in ("eval", "exec") and where != RUNS_PROGRAMS
+            if runs or (name == "print" and not in_cli):
                 found.append(f"{where}:{line}: {name}()")
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             advice = ATTRIBUTES.get((node.value.id, node.attr))

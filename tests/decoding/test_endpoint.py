@@ -1,11 +1,13 @@
 """A sampler over HTTP, against a loopback server that samples from a real tiny model."""
 
 import json
+import time
 
 import pytest
 from model_server import ModelServer
 
 from selftrain.decoding import EndpointSampler, HFSampler, SamplingParams
+from selftrain.decoding.requests import strict_request
 
 PARAMS = SamplingParams(max_new_tokens=6)
 PROMPTS = [[3, 4, 5], [6, 7]]
@@ -36,8 +38,13 @@ class Sampling(ModelServer):
         )
         with self._model_lock:
             sampler = HFSampler(self.model, self.tokenizer)
-            ((found,),) = sampler.sample([body["prompt"]], num_samples=1, params=params)
+            prompt = body["prompt"] if "prompt" in body else body["messages"][0]["content"]
+            ((found,),) = sampler.sample([prompt], num_samples=1, params=params)
         choice = {"text": found.text, "finish_reason": found.finish_reason}
+        if "messages" in body:
+            entries = [{"logprob": x} for x in found.log_probs]
+            choice = {"message": {"content": found.text}, "logprobs": {"content": entries}}
+            return 200, {"choices": [choice | {"finish_reason": found.finish_reason}]}
         if "token_ids" in self.gives and body["return_token_ids"]:
             choice["token_ids"] = found.token_ids
         if "logprobs" in self.gives:
@@ -53,9 +60,8 @@ def serve(make_llama, char_tokenizer):
     def start(*, ask_for="tiny", options=None, **settings):
         server = Sampling(make_llama(sharpness=3.0), char_tokenizer, **settings)
         opened.append(server.__enter__())
-        sampler = EndpointSampler(
-            server.url, ask_for, backoff=0.001, tokenizer=char_tokenizer, **(options or {})
-        )
+        settings = {"backoff": 0.001, "tokenizer": char_tokenizer, **(options or {})}
+        sampler = EndpointSampler(server.url, ask_for, **settings)
         opened.append(sampler)
         return server, sampler
 
@@ -173,3 +179,57 @@ def test_empty_prompts_are_refused_before_anything_is_sent(serve):
         with pytest.raises(ValueError, match="empty"):
             sampler.sample(prompts, params=PARAMS)
     assert server.requests == []
+
+
+def test_without_a_tokenizer_messages_go_to_the_chat_route(serve, make_llama, char_tokenizer):
+    server, sampler = serve(options={"tokenizer": None})
+    messages = [{"role": "user", "content": "ab"}]
+    ((found,),) = sampler.sample([messages], params=PARAMS, seeds=[[7]])
+    assert server.requests[0]["messages"] == messages
+    local = HFSampler(make_llama(sharpness=3.0), char_tokenizer)
+    ((wanted,),) = local.sample(["ab"], params=SamplingParams(max_new_tokens=6, seed=7))
+    assert (found.text, found.token_ids) == (wanted.text, None)
+    assert found.log_probs == wanted.log_probs
+
+
+def test_requests_keep_to_the_rate(serve):
+    server, sampler = serve(faults=[503], options={"max_rate": 50.0, "max_concurrency": 8})
+    start = time.monotonic()
+    sampler.sample(["ab"], num_samples=10, params=PARAMS)
+    assert len(server.requests) == 11
+    assert time.monotonic() - start >= 10 / 50
+
+
+def test_a_rate_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="max_rate"):
+        EndpointSampler("http://localhost:1/v1", "tiny", max_rate=0.0)
+
+
+def test_ids_that_no_text_stands_for_are_not_sent_as_text(bpe_tokenizer):
+    ids = bpe_tokenizer("the cat").input_ids
+    body = strict_request("m", ids, PARAMS, 1, bpe_tokenizer).body
+    assert body["prompt"] == "the cat"
+    apart = [i for letter in "the cat" for i in bpe_tokenizer(letter).input_ids]
+    with pytest.raises(ValueError, match="'the cat' of the prompt is encoded as others"):
+        strict_request("m", apart, PARAMS, 1, bpe_tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("params", "law"),
+    [
+        (SamplingParams(temperature=0), {"do_sample": False}),
+        (
+            SamplingParams(),
+            {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": None},
+        ),
+        (
+            SamplingParams(temperature=0.5, top_k=3, top_p=0.9, min_p=0.1),
+            {"do_sample": True, "temperature": 0.5, "top_k": 3, "top_p": 0.9, "min_p": 0.1},
+        ),
+    ],
+)
+def test_a_strict_server_is_told_the_law_as_a_generation_config(params, law):
+    body = strict_request("m", "ab", params, 2**40 + 3, None).body
+    assert json.loads(body["generation_config"]) == law
+    assert set(body) == {"model", "max_tokens", "seed", "generation_config", "prompt"}
+    assert body["seed"] == 3

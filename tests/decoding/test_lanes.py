@@ -297,3 +297,29 @@ def test_attention_that_is_more_than_plain_is_refused(more):
     query = torch.zeros(1, 1, 1, 4)
     with pytest.raises(NotImplementedError, match=more):
         Now().attend(None, query, query, query, None, **{more: 1.0})
+
+
+def test_two_threads_in_one_model_are_an_error_not_wrong_tokens(make_llama):
+    config = make_llama().config
+    with (
+        Now().attention_of(config),
+        pytest.raises(RuntimeError, match="another thread"),
+        Now().attention_of(config),
+    ):
+        pass
+    assert config._attn_implementation == "sdpa"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_adapters_are_sampled_from_with_shared_prompts(make_llama, sharing):
+    from peft import LoraConfig, get_peft_model
+
+    sharing(EVERYTHING)
+    model = make_llama(sharpness=2.5).double()
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    sampler = HFSampler(adapted, None, batch_size=4, eos_token_ids=range(30, 34))
+    assert sampler._lanes_type is SharedLanes
+    params = SamplingParams(max_new_tokens=9)
+    found = sampler.sample(PROMPTS, num_samples=1, params=params, seeds=[[p] for p in range(5)])
+    wanted = [complete(adapted, p, i, params, range(30, 34)) for i, p in enumerate(PROMPTS)]
+    assert [row[0].token_ids for row in found] == wanted

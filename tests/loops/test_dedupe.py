@@ -3,10 +3,11 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selftrain.loops.dedupe import (
+    _Packed,
     edit_distance,
     equation_key,
     equations,
@@ -44,14 +45,22 @@ def table_distance(a: str, b: str) -> int:
     return row[-1]
 
 
+@settings(deadline=None)
 @given(a=WORDS, b=WORDS)
 def test_the_distance_is_that_of_the_textbook_table(a, b):
     assert edit_distance(a, b) == edit_distance(b, a) == table_distance(a, b)
 
 
+@settings(deadline=None)
 @given(a=st.text(max_size=100), b=st.text(max_size=100))
 def test_the_distance_is_that_of_the_table_beyond_a_machine_word(a, b):
     assert edit_distance(a, b) == table_distance(a, b)
+
+
+@settings(deadline=None)
+@given(a=WORDS, texts=st.lists(WORDS, max_size=5))
+def test_distances_to_texts_side_by_side_do_not_disturb_each_other(a, texts):
+    assert _Packed.of(texts).distance(a) == sum(table_distance(a, text) for text in texts)
 
 
 def test_known_distances():
@@ -59,6 +68,7 @@ def test_known_distances():
     assert edit_distance("", "abc") == edit_distance("abc", "") == 3
 
 
+@settings(deadline=None)
 @given(a=WORDS, b=WORDS)
 def test_texts_are_equal_up_to_white_space(a, b):
     assert (text_key(a) == text_key(b)) == (a.split() == b.split())
@@ -125,6 +135,7 @@ def test_a_false_equation_means_no_key_and_none_at_all_means_the_words():
     assert equation_key(sample("it is  two")) != equation_key(sample("it is three"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(WORDS, st.sampled_from("xyz")), max_size=8))
 def test_the_choice_is_that_of_the_published_loop(rows):
     """RFT's algorithm, spelled out with the textbook distance."""

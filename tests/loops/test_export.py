@@ -225,6 +225,13 @@ def test_a_bad_line_is_named(tmp_path, row, message):
         import_completions(path, policy="p", sampling="s", task=task())
 
 
+def test_a_file_of_completions_that_was_cut_off_is_an_error(tmp_path):
+    row = json.dumps({"problem_id": "a", "text": "x", "finish_reason": "stop"})
+    (tmp_path / "x.jsonl").write_text(f"{row}\n{row[:20]}")
+    with pytest.raises(ValueError, match=r"x.jsonl:2 is not JSON"):
+        import_completions(tmp_path / "x.jsonl", policy="p", sampling="s")
+
+
 def test_a_file_of_completions_that_is_not_there_or_empty_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file"):
         import_completions(tmp_path / "x.jsonl", policy="p", sampling="s")

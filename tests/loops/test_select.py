@@ -5,7 +5,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -64,12 +64,14 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(samples=many(), options=OPTIONS, data=st.data())
 def test_the_order_of_the_samples_makes_no_difference(samples, options, data):
     shuffled = data.draw(st.permutations(samples))
     assert select(shuffled, **options) == select(samples, **options)
 
 
+@settings(deadline=None)
 @given(samples=many(), options=OPTIONS)
 def test_every_sample_has_one_fate(samples, options):
     counts = select(samples, **options).counts
@@ -77,6 +79,7 @@ def test_every_sample_has_one_fate(samples, options):
     assert counts["num_samples"] == len(samples)
 
 
+@settings(deadline=None)
 @given(samples=many(), options=OPTIONS)
 def test_what_is_kept_is_good_enough_and_within_the_cap(samples, options):
     kept = select(samples, **options).samples
@@ -89,6 +92,7 @@ def test_what_is_kept_is_good_enough_and_within_the_cap(samples, options):
     assert max(per_problem.values(), default=0) <= (options["cap"] or 30)
 
 
+@settings(deadline=None)
 @given(samples=many(), options=OPTIONS)
 def test_without_a_cap_multiplicities_count_all_that_have_a_key(samples, options):
     selection = select(samples, **{**options, "cap": None})
@@ -96,12 +100,14 @@ def test_without_a_cap_multiplicities_count_all_that_have_a_key(samples, options
     assert sum(selection.multiplicity) == counts["num_kept"] + counts["num_duplicates"]
 
 
+@settings(deadline=None)
 @given(samples=many(), options=OPTIONS)
 def test_a_larger_cap_keeps_what_a_smaller_one_does(samples, options):
     small = select(samples, **{**options, "cap": 2}).samples
     assert set(small) <= set(select(samples, **{**options, "cap": 3}).samples)
 
 
+@settings(deadline=None)
 @given(samples=many(), options=OPTIONS)
 def test_weights_are_one_on_average_and_equal_by_sample_or_by_problem(samples, options):
     selection = select(samples, **options)

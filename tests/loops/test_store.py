@@ -52,6 +52,7 @@ def test_what_is_loaded_is_what_was_appended_in_the_order_of_problems(tmp_path):
         assert store.closed_chunks() == {"first", "second"}
 
 
+@settings(deadline=None)
 @given(text=TEXTS | st.just("\ud800 \u2028\n\0"), number=st.floats(allow_nan=False))
 def test_texts_and_numbers_come_back_exactly(text, number):
     original = sample(text=text, log_prob=number, token_ids=None)
@@ -191,39 +192,44 @@ def test_a_second_writer_of_a_rank_is_refused_until_the_first_closes(tmp_path):
 
 
 WRITER = """
-import sys, time
-from test_store import SampleStore, chunk
-store = SampleStore(sys.argv[1], rank=int(sys.argv[2]))
-for i in range(20):
-    store.append(f"{sys.argv[2]} {i}", chunk(f"{sys.argv[2]} {i:02d}"))
-print("written", flush=True)
-sys.stdin.read()
+import sys
+from test_store import SampleStore, write_many
+with SampleStore(sys.argv[1]) as store:
+    write_many(store)
+    print("begun", flush=True)
+    while True:
+        write_many(store)
 """
 
 
-def writer(folder: Path, rank: int) -> subprocess.Popen:
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(folder), str(rank)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
+def write_many(store: SampleStore) -> None:
+    """Append twenty chunks with names of the rank's own."""
+    first = len(store.closed_chunks())
+    for i in range(first, first + 20):
+        store.append(f"{store.rank} {i}", chunk(f"{store.rank} {i}"))
 
 
 def test_processes_write_at_once_and_a_killed_one_leaves_its_rank_free(tmp_path, monkeypatch):
     monkeypatch.setattr("selftrain.loops.shards._LOCK_SECONDS", 0.2)
-    with writer(tmp_path, 0) as zero, writer(tmp_path, 1) as one:
-        assert zero.stdout.readline() == one.stdout.readline() == b"written\n"
-        with pytest.raises(RuntimeError, match=f"process {zero.pid} on"):
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout.readline() == b"begun\n"
+        with pytest.raises(RuntimeError, match=f"process {other.pid} on"):
             SampleStore(tmp_path).append("x", [])
-        zero.kill()
-        one.kill()
+        with SampleStore(tmp_path, rank=1) as store:
+            write_many(store)
+        other.kill()
     with SampleStore(tmp_path) as store:
-        assert [s.problem_id for s in store.load()[::2]] == [
-            f"{rank} {i:02d}" for rank in (0, 1) for i in range(20)
-        ]
         store.append("x", [])
+        *names, last = sorted(store.closed_chunks())
+        assert last == "x"
+        assert {name[0] for name in names} == {"0", "1"}
+        assert {s.problem_id for s in store.load()} == set(names)
+        assert len(store.load()) == 2 * len(names)
 
 
 def test_a_chunk_for_which_there_is_no_room_does_not_count(tmp_path, monkeypatch):
@@ -258,6 +264,23 @@ def test_a_chunk_for_which_there_is_no_room_does_not_count(tmp_path, monkeypatch
         assert store.closed_chunks() == {"x"}
         store.append("y", chunk("b"))
         assert store.load() == chunk("a") + chunk("b")
+
+
+def test_files_are_forced_to_the_disk_when_they_are_full_and_at_the_end(tmp_path, monkeypatch):
+    forced = []
+    monkeypatch.setattr("selftrain.loops.shards.sync_file", lambda path: forced.append(path.name))
+    with SampleStore(tmp_path, shard_bytes=500) as store:
+        for letter in "abcd":
+            store.append(letter, chunk(letter))
+        assert forced
+        assert forced == sorted(p.name for p in tmp_path.glob("samples-*"))[:-1]
+    assert forced == sorted(p.name for p in tmp_path.glob("samples-*"))
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_the_remedy(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OSError, match="choose another folder"):
+        SampleStore(tmp_path / "file" / "store").append("x", [])
 
 
 @pytest.mark.parametrize(("name", "value"), [("rank", -1), ("shard_bytes", 0)])

@@ -158,3 +158,10 @@ def test_constants_have_the_value_that_python_gives_them(text):
         return
     found = evaluate(ast.parse(text, mode="eval").body, {})
     assert repr(found) == repr(expected)
+
+
+def test_a_known_function_called_with_constants_is_one_that_the_program_defines():
+    split = split_assert("assert sum(10, 15) == 6")
+    assert split.calls == ("sum(10, 15)",)
+    assert split_assert("assert len([1]) == 1").calls == ("len([1])",)
+    assert split_assert("assert set(f(2)) == set([1])").calls == ("set(f(2))",)

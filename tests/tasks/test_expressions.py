@@ -1,5 +1,6 @@
 """Arithmetic is evaluated exactly, and nothing but arithmetic."""
 
+from contextlib import suppress
 from fractions import Fraction
 
 import pytest
@@ -68,10 +69,8 @@ def test_everything_else_is_refused_with_the_reason(text, message):
 
 @given(st.text(alphabet="0123456789+-*/(). ", max_size=40) | st.text(max_size=20))
 def test_any_text_has_a_value_or_is_refused(text):
-    try:
+    with suppress(ExpressionError):
         assert isinstance(evaluate_expression(text), Fraction)
-    except ExpressionError:
-        pass
 
 
 FORMULAS = st.recursive(

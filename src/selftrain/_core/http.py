@@ -1,5 +1,6 @@
 """JSON over HTTP to a model server, with patience: time limits, retries, pooled connections."""
 
+import threading
 import time
 from typing import Any, Self
 
@@ -35,6 +36,7 @@ class JsonClient:
         backoff: Seconds before the first retry, doubled for each one after it; a server that names
             a time itself (``Retry-After``) is obeyed, up to half a minute.
         num_connections: Most connections at a time.
+        max_rate: Most requests in a second, repeated ones included; None for no limit.
 
     Raises:
         ValueError: If the address is no HTTP address, or a number is out of range.
@@ -49,12 +51,15 @@ class JsonClient:
         num_retries: int = 5,
         backoff: float = 0.5,
         num_connections: int = 32,
+        max_rate: float | None = None,
     ) -> None:
         import httpx
 
         check_range("timeout", timeout, low=0.0, low_open=True)
         check_int("num_retries", num_retries, low=0)
         check_range("backoff", backoff, low=0.0)
+        if max_rate is not None:
+            check_range("max_rate", max_rate, low=0.0, low_open=True)
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(
                 f"base_url must begin with http:// or https://, got {base_url!r}; "
@@ -62,6 +67,8 @@ class JsonClient:
             )
         self.base_url = base_url.rstrip("/")
         self._num_retries, self._backoff, self._timeout = num_retries, backoff, timeout
+        self._interval = 0.0 if max_rate is None else 1.0 / max_rate
+        self._next_turn, self._turns = 0.0, threading.Lock()
         self._client = httpx.Client(
             headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
             timeout=timeout,
@@ -99,6 +106,7 @@ class JsonClient:
             if attempt:
                 time.sleep(wait)
             wait = min(self._backoff * 2**attempt, _LONGEST_WAIT)
+            self._wait_for_turn()
             try:
                 response = self._client.request(method, self.base_url + path, json=body)
             except httpx.TimeoutException:
@@ -116,6 +124,16 @@ class JsonClient:
             f"{problem}. Is the server up and the address right? If it is only slow, raise timeout "
             "or num_retries, or ask for less at a time."
         )
+
+    def _wait_for_turn(self) -> None:
+        """Take the next turn that the rate allows, and wait for it."""
+        if self._interval == 0.0:
+            return
+        with self._turns:
+            now = time.monotonic()
+            turn = max(now, self._next_turn)
+            self._next_turn = turn + self._interval
+        time.sleep(turn - now)
 
     def _content(self, response: Any, path: str) -> Any:
         status = response.status_code

@@ -90,8 +90,11 @@ def recover_folder(path: str | Path) -> None:
         old.rename(path)
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Read a JSONL file; a last line torn by a crash is dropped, any other bad line is an error."""
+def read_jsonl(path: str | Path, *, complete: bool = False) -> list[dict[str, Any]]:
+    """Read a JSONL file; a last line torn by a crash is dropped, any other bad line is an error.
+
+    With ``complete``, for files that no run of ours was writing, a torn line is an error too.
+    """
     path = Path(path)
     if not path.exists():
         return []
@@ -103,7 +106,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            if number == len(lines):  # no newline after it: the write was cut off
+            if number == len(lines) and not complete:  # no newline after it: it was cut off
                 break
             raise ValueError(f"{path}:{number} is not JSON: {error}") from error
         if not isinstance(row, dict):
@@ -136,12 +139,17 @@ def append_bytes(path: str | Path, data: bytes) -> None:
 
 def sync_file(path: str | Path) -> None:
     """Wait until what was written to a file is on the disk, which may be found full only now."""
-    path = Path(path)
+    with explained_errors(path), Path(path).open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def explained_errors(path: str | Path) -> Iterator[None]:
+    """Tell an ``OSError`` in the block as a failure to write ``path``, with the remedy."""
     try:
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
+        yield
     except OSError as error:
-        _raise_cannot_write(path, error)
+        _raise_cannot_write(Path(path), error)
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:

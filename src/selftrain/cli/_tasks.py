@@ -196,6 +196,7 @@ def _has_test_part(options: TaskOptions) -> bool:
 def _load(name: str, source: str | None, split: str, sandbox: Any) -> Task:
     """Load one split of a published set, programs judged in ``sandbox``."""
     from selftrain import tasks
+    from selftrain.tasks.code import CodeGrader
 
     given: dict[str, Any] = {} if source is None else {"source": source}
     is_file = source is not None and Path(source).expanduser().is_file()
@@ -204,8 +205,6 @@ def _load(name: str, source: str | None, split: str, sandbox: Any) -> Task:
     if name == "mbpp" or not is_file:
         given["split"] = split
     if sandbox is not None:
-        from selftrain.tasks.code import CodeGrader
-
         given["grader"] = CodeGrader(sandbox=sandbox)
     task: Task = getattr(tasks, f"load_{name}")(**given)
     if sandbox is not None and any(problem.hidden_tests for problem in task.problems):

@@ -12,16 +12,22 @@ from transformers import PreTrainedTokenizerBase
 from selftrain._core.checks import check_int, check_not_empty
 from selftrain._core.http import JsonClient, ServerRefusedError
 from selftrain.decoding.params import Completion, SamplingParams
-from selftrain.decoding.prompts import Prompt, encode_prompt
+from selftrain.decoding.prompts import Prompt
+from selftrain.decoding.requests import Request, completion_of, generous_request, strict_request
 from selftrain.decoding.sampler import row_seeds_of
 
 
 class EndpointSampler:
-    """Samples from a model behind ``/v1/completions``.
+    """Samples from a model behind ``/v1/completions`` or ``/v1/chat/completions``.
 
     Every completion is one request with its own seed, so that a server that ignores ``n`` returns
     what was asked for, and one that honours ``seed`` repeats it. What fails for good after its
     retries comes back as a completion with ``finish_reason="error"``, and the others are kept.
+
+    The first request is sent alone. If the server refuses its fields as ``transformers serve``
+    does, all are sent as that server takes them: the law as a generation config, messages as a
+    chat, token ids as text. That server seeds one generator for all requests, so that ``seed``
+    repeats a result only at ``max_concurrency=1``.
 
     ``token_ids`` are there if the server returns them (vLLM does when asked, and it is), and None
     otherwise: text does not say which ids it was made of. ``log_probs`` are there if the server
@@ -30,12 +36,14 @@ class EndpointSampler:
     Args:
         base_url: The server, ``"http://localhost:8000/v1"`` for example.
         model: The name under which the server serves the model.
-        tokenizer: For chat messages, which are sent as token ids; text and ids need none.
+        tokenizer: With it chat messages are sent as the ids of its template; without, to the
+            server's chat route, whose template it then is. Text and ids need none.
         max_concurrency: Most requests at a time.
         timeout: Seconds to wait for an answer.
         num_retries: How often to repeat a request after overload, a fault or silence.
         backoff: Seconds before the first repetition, doubled each time.
         api_key: The server's key, if it wants one.
+        max_rate: Most requests in a second, repeated ones included; None for no limit.
 
     Raises:
         ValueError: If an argument is out of range or ``base_url`` is no HTTP address.
@@ -57,10 +65,12 @@ class EndpointSampler:
         num_retries: int = 5,
         backoff: float = 0.5,
         api_key: str | None = None,
+        max_rate: float | None = None,
     ) -> None:
         check_int("max_concurrency", max_concurrency, low=1)
         self.model, self.tokenizer, self.max_concurrency = model, tokenizer, max_concurrency
         self._base_model = model
+        self._dialect = generous_request
         self._adapters = itertools.count(1)
         self._client = JsonClient(
             base_url,
@@ -69,6 +79,7 @@ class EndpointSampler:
             num_retries=num_retries,
             backoff=backoff,
             num_connections=max_concurrency,
+            max_rate=max_rate,
         )
 
     def sample(
@@ -90,15 +101,18 @@ class EndpointSampler:
         check_not_empty("prompts", prompts)
         check_int("num_samples", num_samples, low=1)
         row_seeds = row_seeds_of(len(prompts), num_samples, params, seeds)
-        bodies = [
-            self._body(self._encoded(prompt), params, seed)
+        asked = [
+            (prompt, params, seed)
             for prompt, of_prompt in zip(prompts, row_seeds, strict=True)
             for seed in of_prompt
         ]
-        first = self._complete(bodies[0], params)  # alone: what is wrong with it is wrong with all
-        pool = ThreadPoolExecutor(max(1, min(self.max_concurrency, len(bodies) - 1)))
+        for prompt in prompts:  # so that a bad one is found before anything is sent
+            self._request(prompt, params, 0)
+        first = self._first(*asked[0])
+        requests = [self._request(*one) for one in asked[1:]]
+        pool = ThreadPoolExecutor(max(1, min(self.max_concurrency, len(requests))))
         try:
-            rest = list(pool.map(lambda body: self._try(body, params), bodies[1:]))
+            rest = list(pool.map(lambda request: self._try(request, params), requests))
         finally:
             pool.shutdown(cancel_futures=True)
         found = [first, *rest]
@@ -136,59 +150,45 @@ class EndpointSampler:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _encoded(self, prompt: Prompt) -> str | list[int]:
-        """Return text as it is, and messages as the ids of the chat template."""
-        if isinstance(prompt, str) and prompt:
-            return prompt
-        return encode_prompt(self.tokenizer, prompt)
+    def _request(self, prompt: Prompt, params: SamplingParams, seed: int) -> Request:
+        return self._dialect(self.model, prompt, params, seed, self.tokenizer)
 
-    def _body(self, prompt: str | list[int], params: SamplingParams, seed: int) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "prompt": prompt,
-            "n": 1,
-            "max_tokens": params.max_new_tokens,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            # Always said: a server's default may be the model's own generation config.
-            "top_k": -1 if params.top_k is None else params.top_k,
-            "min_p": params.min_p,
-            "stop": list(params.stop) or None,
-            "seed": seed % 2**31,  # servers take 32 bits
-            "logprobs": 0,
-            "return_token_ids": True,
-            "skip_special_tokens": True,
-        }
+    def _first(self, prompt: Prompt, params: SamplingParams, seed: int) -> Completion:
+        """Complete one prompt alone: what is wrong with it is wrong with all.
 
-    def _try(self, body: dict[str, Any], params: SamplingParams) -> Completion:
+        It also shows which dialect the server speaks.
+        """
         try:
-            return self._complete(body, params)
+            return self._complete(self._request(prompt, params, seed), params)
+        except ServerRefusedError as error:
+            unknown = error.status == 422 and "unexpected field" in error.detail.lower()
+            if not unknown or self._dialect is strict_request:
+                raise self._refusal(error) from error
+        self._dialect = strict_request
+        try:
+            return self._complete(self._request(prompt, params, seed), params)
+        except ServerRefusedError as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: ServerRefusedError) -> ValueError:
+        return ValueError(f"{error}. Is {self.model!r} what the server serves?")
+
+    def _try(self, request: Request, params: SamplingParams) -> Completion:
+        try:
+            return self._complete(request, params)
         except (ValueError, ConnectionError):
             return Completion("", None, None, "error")
 
-    def _complete(self, body: dict[str, Any], params: SamplingParams) -> Completion:
-        try:
-            answer = self._client.post("/completions", body)
-        except ServerRefusedError as error:
-            raise ValueError(f"{error}. Is {self.model!r} what the server serves?") from error
+    def _complete(self, request: Request, params: SamplingParams) -> Completion:
+        answer = self._client.post(request.path, request.body)
         choices = answer.get("choices") if isinstance(answer, dict) else None
-        if not choices or not isinstance(choices[0].get("text"), str):
+        found = completion_of(choices[0], params) if choices else None
+        if found is None:
             raise ValueError(
                 f"the server at {self._client.base_url} returned no completion: "
                 f"{json.dumps(answer)[:200]}"
             )
-        choice = choices[0]
-        token_ids, reason = choice.get("token_ids"), choice.get("finish_reason")
-        warped = params != SamplingParams(
-            max_new_tokens=params.max_new_tokens, stop=params.stop, seed=params.seed
-        )
-        log_probs = None if warped else (choice.get("logprobs") or {}).get("token_logprobs")
-        return Completion(
-            text=choice["text"],
-            token_ids=None if token_ids is None else tuple(token_ids),
-            log_probs=None if not log_probs else tuple(map(float, log_probs)),
-            finish_reason=reason if reason in ("stop", "length") else "error",
-        )
+        return found
 
     def _administer(self, path: str, body: dict[str, Any]) -> None:
         try:

@@ -48,13 +48,20 @@ class Decoding:
         params: How.
         stopping: Where they end.
         batch_size: Most of them at a time.
+        device: Where the model is.
     """
 
     def __init__(
-        self, lanes: Lanes, params: SamplingParams, stopping: Stopping, *, batch_size: int
+        self,
+        lanes: Lanes,
+        params: SamplingParams,
+        stopping: Stopping,
+        *,
+        batch_size: int,
+        device: torch.device,
     ) -> None:
         self._lanes, self._params, self._stopping = lanes, params, stopping
-        self._batch_size = batch_size
+        self._batch_size, self._device = batch_size, device
         self._active: list[Row] = []  # by lane
         self._waiting: deque[Row] = deque()
         self._unread: deque[int] = deque()
@@ -131,7 +138,7 @@ class Decoding:
     def _decode(self) -> None:
         """Decode all lanes until it is time to look, or a row's budget is used up."""
         rows, budget = self._active, self._params.max_new_tokens
-        device = self._lanes.device
+        device = self._device
         num = min(_LOOK_EVERY, budget - max(len(row.token_ids) for row in rows))
         texts = [self._prompts[row.prompt] for row in rows]
         last = [(row.token_ids or text)[-1] for row, text in zip(rows, texts, strict=True)]

@@ -112,12 +112,14 @@ class HFSampler:
                 trunk=common_beginning([p[:-1] for p in encoded]),
                 capacity=max(lengths) + params.max_new_tokens,
             )
-            decoding = Decoding(lanes, params, stopping, batch_size=self.batch_size)
+            decoding = Decoding(
+                lanes, params, stopping, batch_size=self.batch_size, device=self.model.device
+            )
             rows = decoding.run(encoded, row_seeds)
         return [[_completion(row, stopping, params) for row in of_prompt] for of_prompt in rows]
 
 
-def common_beginning(rows: Sequence[Sequence[int]]) -> Sequence[int]:
+def common_beginning(rows: Sequence[list[int]]) -> list[int]:
     """Return the tokens with which all of the rows begin."""
     low, high = min(rows), max(rows)
     length = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), len(low))

@@ -19,6 +19,12 @@ class Ending(NamedTuple):
     """None while the sequence may go on."""
 
 
+def before_stop(text: str, stop: Sequence[str]) -> str | None:
+    """Return what comes before the first stop string to be complete, or None if there is none."""
+    found = [(at + len(s), at) for s in stop if (at := text.find(s)) >= 0]
+    return text[: min(found)[1]] if found else None
+
+
 @dataclass(frozen=True, slots=True)
 class Stopping:
     """Decides where sequences end; the answer never depends on when it is asked.
@@ -49,10 +55,10 @@ class Stopping:
                 num_tokens, reason = index + 1, "stop"
                 break
         text = self.decode(token_ids[:num_tokens])
-        found = [(at + len(s), at) for s in self.stop if (at := text.find(s)) >= 0]
-        if not found:
+        before = before_stop(text, self.stop)
+        if before is None:
             return Ending(num_tokens, text, reason)
-        text = text[: min(found)[1]]
+        text = before
         low, high = 0, num_tokens  # the fewest tokens whose text covers what is kept
         while low < high:
             middle = (low + high) // 2

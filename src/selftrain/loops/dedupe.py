@@ -3,10 +3,10 @@
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Self
 
 from selftrain._core.checks import check_choice
 from selftrain.loops.sample import Sample
@@ -110,42 +110,79 @@ def most_different(samples: Sequence[Sample], keys: Sequence[Hashable]) -> list[
     Returns:
         The places of the chosen samples, ascending.
     """
-    distance = lru_cache(maxsize=None)(edit_distance)
     chosen: dict[Hashable, int] = {}
+    packed: _Packed | None = None
     for i, key in enumerate(keys):
-        if key not in chosen:
-            chosen[key] = i
-            continue
-        new, old = samples[i].text, samples[chosen[key]].text
-        others = [samples[j].text for k, j in chosen.items() if k != key]
-        if new != old and sum(distance(new, o) - distance(old, o) for o in others) > 0:
-            chosen[key] = i
+        if key in chosen:
+            new, old = samples[i].text, samples[chosen[key]].text
+            if new == old:
+                continue
+            packed = packed or _Packed.of([samples[j].text for j in chosen.values()])
+            # The holder is among the packed: at no distance from itself.
+            if packed.distance(new) - edit_distance(new, old) <= packed.distance(old):
+                continue
+        chosen[key] = i
+        packed = None
     return sorted(chosen.values())
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Return the least number of inserted, deleted and replaced characters that make a into b.
+    """Return the least number of inserted, deleted and replaced characters that make a into b."""
+    short, long = sorted((a, b), key=len)
+    return _Packed.of([long]).distance(short)
 
-    The bit-parallel algorithm of Myers (1999) as Hyyrö (2003) gives it: a column of the table is
-    two integers, as long as the longer text, so that a column costs a dozen operations.
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """Texts side by side in long integers, a bit for each character and an empty one after each.
+
+    The bit-parallel algorithm of Myers (1999), in the form of Hyyrö (2003), holds a column of the
+    table of edit distances as the places where it rises and falls by one. The columns of all texts
+    are moved on at once by a dozen operations; the empty bits keep carries inside a text.
     """
-    if len(a) > len(b):
-        a, b = b, a
-    if not a:
-        return len(b)
-    full, last = (1 << len(b)) - 1, 1 << (len(b) - 1)
-    places: dict[str, int] = {}
-    for i, character in enumerate(b):
-        places[character] = places.get(character, 0) | (1 << i)
-    up, down, distance = full, 0, len(b)  # where a column rises and falls by one
-    for character in a:
-        equal = places.get(character, 0)
-        diagonal = (((equal & up) + up) ^ up) | equal | down
-        right, left = down | (full & ~(diagonal | up)), up & diagonal
-        distance += bool(right & last) - bool(left & last)
-        right, left = (right << 1 | 1) & full, (left << 1) & full
-        up, down = left | (full & ~(diagonal | right)), right & diagonal
-    return distance
+
+    places: dict[str, int]
+    """Where each character stands."""
+    firsts: int
+    """The first bit of every text that is not empty."""
+    lasts: int
+    """The last bit."""
+    full: int
+    """All bits of texts."""
+    length: int
+    """Characters in all."""
+    num_empty: int
+    """Texts without a character."""
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Self:
+        places: dict[str, int] = {}
+        firsts = lasts = full = offset = 0
+        for text in filter(None, texts):
+            own: dict[str, int] = {}
+            for i, character in enumerate(text):
+                own[character] = own.get(character, 0) | (1 << i)
+            for character, bits in own.items():
+                places[character] = places.get(character, 0) | (bits << offset)
+            firsts |= 1 << offset
+            lasts |= 1 << (offset + len(text) - 1)
+            full |= ((1 << len(text)) - 1) << offset
+            offset += len(text) + 1
+        num_empty = sum(not text for text in texts)
+        return cls(places, firsts, lasts, full, sum(map(len, texts)), num_empty)
+
+    def distance(self, text: str) -> int:
+        """Return the sum of the edit distances between ``text`` and all texts."""
+        full, firsts, lasts = self.full, self.firsts, self.lasts
+        up, down, total = full, 0, self.length + len(text) * self.num_empty
+        for character in text:
+            equal = self.places.get(character, 0)
+            diagonal = ((((equal & up) + up) ^ up) | equal | down) & full
+            right, left = down | (full & ~(diagonal | up)), up & diagonal
+            total += (right & lasts).bit_count() - (left & lasts).bit_count()
+            right, left = ((right << 1) & full) | firsts, (left << 1) & full
+            up, down = left | (full & ~(diagonal | right)), right & diagonal
+        return total
 
 
 def _token_key(sample: Sample) -> Hashable:

@@ -71,7 +71,7 @@ def import_completions(
 
     Raises:
         ValueError: If a line lacks something, its problem is unknown, or a key occurs twice; the
-            message names file and line.
+            message names file and row.
 
     Example:
         >>> import json, tempfile
@@ -88,7 +88,7 @@ def import_completions(
     known = None if task is None else task.by_id()
     samples: dict[SampleKey, Sample] = {}
     counted: Counter[str] = Counter()
-    rows = read_jsonl(path)
+    rows = read_jsonl(path, complete=True)
     check_not_empty(str(path), rows)
     for number, row in enumerate(rows, 1):
         place = f"{path}, row {number}"

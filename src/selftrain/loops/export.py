@@ -94,7 +94,7 @@ def export_samples(
             f"folder: {folder} has files in it that are no export of samples, and an export "
             "replaces the whole folder; name a new one."
         )
-    dataset = samples_dataset(samples, problems)
+    dataset: Any = samples_dataset(samples, problems)
     manifest = {"format": format, "num_samples": len(samples), "digest": samples_digest(samples)}
     with atomic_folder(folder) as part:
         if format == "arrow":
@@ -203,7 +203,7 @@ def _prompts(
 def _read_file(path: Path) -> Iterable[Mapping[str, Any]]:
     check_choice("the suffix of path", path.suffix, (".parquet", ".jsonl"))
     if path.suffix == ".jsonl":
-        return read_jsonl(path)
+        return read_jsonl(path, complete=True)
     import pyarrow.parquet
 
     return pyarrow.parquet.read_table(path).to_pylist()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from selftrain._core.io import append_bytes, sync_file
+from selftrain._core.io import append_bytes, explained_errors, sync_file
 
 try:
     import fcntl
@@ -136,10 +136,13 @@ def writer_lock(folder: Path, rank: int) -> Iterator[None]:
 
     Raises:
         RuntimeError: If there is one.
+        OSError: If nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f".writer-{rank:03d}.lock"
-    with path.open("a+") as file:
+    with contextlib.ExitStack() as stack:
+        with explained_errors(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("a+"))
         deadline = time.monotonic() + _LOCK_SECONDS
         while not _locked(file):
             file.seek(0)
@@ -151,9 +154,10 @@ def writer_lock(folder: Path, rank: int) -> Iterator[None]:
                     "other store, or end its process, before this one writes."
                 )
             time.sleep(0.05)
-        file.truncate(0)
-        file.write(_self())
-        file.flush()
+        with explained_errors(path):
+            file.truncate(0)
+            file.write(_self())
+            file.flush()
         yield
 
 

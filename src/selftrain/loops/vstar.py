@@ -30,6 +30,7 @@ from selftrain.loops.verifier_report import VerifierReport, report_on
 from selftrain.tasks.base import Task
 from selftrain.training.checkpoint import remove_checkpoints
 from selftrain.training.preference import PreferenceConfig, train_preferences
+from selftrain.training.snapshot import weights_fingerprint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,12 +226,12 @@ class VSTaR:
         groups_file = folder / "groups.jsonl"
         if not groups_file.exists():
             self._write_groups(groups_file, rounds)
-        _check_reference(read_json(folder / "data.json")["reference"], policy.fingerprint(), folder)
         train_preferences(
             policy.model,
             load_groups(groups_file),
             self.config.preference,
             output_dir=folder / "training",
+            reference=read_json(folder / "data.json")["reference"],
             accelerator=self.accelerator,
             show_progress=self._show,
             title="verifier",
@@ -292,7 +293,7 @@ class VSTaR:
             answers.groups, loop.model, accelerator=self.accelerator, show_progress=self._show
         )
         if self.accelerator.is_main_process:
-            written = {"reference": loop.policy.fingerprint(), **answers.counts}
+            written = {"reference": weights_fingerprint(loop.model), **answers.counts}
             write_json(path.with_name("data.json"), written)
             save_groups(groups, path)
         self.accelerator.wait_for_everyone()
@@ -312,15 +313,6 @@ class VSTaR:
         for right, wrong in problems.values():
             kept += right[:most] + wrong[: min(most, len(right)) or most]
         return kept
-
-
-def _check_reference(wanted: str, found: str, folder: Path) -> None:
-    if wanted != found:
-        raise ValueError(
-            f"the log-probabilities in {folder / 'groups.jsonl'} are those of weights {wanted}, "
-            f"but the verifier would start from {found}; its loss would not begin at ln 2. Remove "
-            "the folder to make them anew."
-        )
 
 
 def _vstar(**changes: int) -> ReSTEMConfig:

@@ -3,6 +3,7 @@
 from selftrain.tasks.answers import answer_classes, canonical_answer, parse_number, same_answer
 from selftrain.tasks.base import Grade, Grader, Problem, Task, check_disjoint
 from selftrain.tasks.characters import character_tokenizer, small_llama
+from selftrain.tasks.code import CodeGrader, extract_code
 from selftrain.tasks.code_datasets import load_humaneval, load_mbpp
 from selftrain.tasks.corpus import (
     CorpusSplit,
@@ -13,6 +14,7 @@ from selftrain.tasks.corpus import (
 )
 from selftrain.tasks.countdown import CountdownGrader, countdown
 from selftrain.tasks.datasets import load_gsm8k, load_math, load_svamp
+from selftrain.tasks.expressions import ExpressionError, evaluate_expression
 from selftrain.tasks.extraction import (
     extract_after,
     extract_answer_is,
@@ -32,10 +34,12 @@ from selftrain.tasks.wrapped import GradeOnce, PermutedGrader, RandomGrader
 
 __all__ = [
     "ChainGrader",
+    "CodeGrader",
     "CorpusSplit",
     "CountdownGrader",
     "Document",
     "ExactGrader",
+    "ExpressionError",
     "Grade",
     "GradeOnce",
     "Grader",
@@ -57,9 +61,11 @@ __all__ = [
     "countdown",
     "cut_sections",
     "encode_documents",
+    "evaluate_expression",
     "extract_after",
     "extract_answer_is",
     "extract_boxed",
+    "extract_code",
     "extract_final_answer",
     "few_shot_prefix",
     "first_of",

@@ -6,12 +6,14 @@ is judged by a process that does not run it, and never sees what is expected.
 """
 
 import ast
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from selftrain.tasks.predicates import FUNCTIONS, evaluate, is_constant
 
+_OWN = "_own_"
 _HOLE = "_{}"
 _SINGLETONS = (None, True, False)
 
@@ -65,12 +67,31 @@ def split_assert(source: str) -> SplitAssert | None:
     body = ast.parse(source.strip()).body
     if len(body) != 1 or not isinstance(body[0], ast.Assert):
         return None
-    splitter = _Splitter()
+    test, splitter = body[0].test, _Splitter()
     try:
-        predicate = splitter.split(body[0].test)
+        predicate = splitter.split(test)
+        if not splitter.calls and (own := _outermost_function(test)):
+            # Nothing but known functions: it means one that the program defines anew, as in MBPP.
+            predicate = splitter.split(_renamed(test, own))
     except _NotSplittableError:
         return None
-    return SplitAssert(source, tuple(splitter.calls), predicate)
+    calls = (call.replace(_OWN, "") for call in splitter.calls)
+    return SplitAssert(source, tuple(calls), predicate)
+
+
+def _outermost_function(test: ast.expr) -> str | None:
+    """Return the name that is called first, seen from outside; None if none is."""
+    called = (node.func for node in ast.walk(test) if isinstance(node, ast.Call))
+    return next((function.id for function in called if isinstance(function, ast.Name)), None)
+
+
+def _renamed(test: ast.expr, name: str) -> ast.expr:
+    """Return the test with a function called by a name that is not known."""
+    test = copy.deepcopy(test)
+    for node in ast.walk(test):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
+            node.func.id = _OWN + name
+    return test
 
 
 class _Splitter:

@@ -105,7 +105,8 @@ class CodeGrader:
 
         Raises:
             ValueError: If there are not as many texts as problems.
-            GradingError: If a problem has no tests (hidden ones may be missing), or tests that its mode cannot use.
+            GradingError: If a problem has no tests (hidden ones may be missing), or such as its
+                mode cannot use.
             SandboxError: If programs cannot be run as safely as asked for.
         """
         if len(problems) != len(texts):

@@ -80,7 +80,7 @@ def countdown(
             prompt=f"{' '.join(map(str, shown))}:{target}=",
             answer=str(target),
             solution=expression.text,
-            meta={"numbers": shown, "target": target},
+            meta={"numbers": shown, "target": target, "reference": expression.text},
         )
 
     sizes = {"sft": num_sft, "train": num_train, "validation": num_validation, "test": num_test}

@@ -78,8 +78,9 @@ def list_programs(
 ) -> TaskParts:
     """Draw the parts of the task.
 
-    A problem comes from a random program: one or two of fifteen list operations, and perhaps one of
-    six that reduce a list to a number. Inputs are lists of numbers from 0 to 9.
+    A problem comes from a random program, which ``meta["reference"]`` has: one or two of fifteen
+    list operations, and perhaps one of six that reduce a list to a number. Inputs are lists of
+    numbers from 0 to 9.
 
     Args:
         max_length: Longest input; the shortest has 3 elements.
@@ -148,7 +149,7 @@ def _draw(rng: np.random.Generator, max_length: int) -> Problem | None:
         solution=expression,
         tests=tests[:_NUM_SHOWN],
         hidden_tests=tests[_NUM_SHOWN:],
-        meta={"depth": len(parts)},
+        meta={"depth": len(parts), "reference": expression},
     )
 
 

@@ -5,10 +5,11 @@ to right modulo a prime m. Every number is one base-m digit: ``7+b*3-m=``. A sol
 with the value after each step, and then gives the answer: ``7+bi*38-m9#9``.
 
 There are 3 m (m - 1) *step facts*, such as ``7+b``. Who wrote the worked problems knows a part of
-them and guesses the others, so that a model that learns from them is sure of some facts and at a
-loss for the others, which it can find by trial, because the answer tells. For a prime m each
-operation is a bijection of the running value: one wrong step always leads to a wrong answer, two or
-more to the right one with probability about 1 / m, a false positive that the hidden grader sees.
+them, and guesses in some problems that go beyond it, so that a model that learns from them is sure
+of some facts and at a loss for the others, which it can find by trial, because the answer tells.
+For a prime m each operation is a bijection of the running value: one wrong step always leads to a
+wrong answer, two or more to the right one with probability about 1 / m, a false positive that the
+hidden grader sees.
 """
 
 import itertools
@@ -64,6 +65,7 @@ def modular_chains(
     modulus: int = 23,
     num_steps: int = 3,
     known_fraction: float = 0.6,
+    guessed_fraction: float = 0.3,
     num_sft: int = 16_000,
     num_train: int = 6000,
     num_validation: int = 250,
@@ -72,13 +74,17 @@ def modular_chains(
 ) -> TaskParts:
     """Draw the parts of the task.
 
-    In worked problems the steps outside a random share ``known_fraction`` of the facts are guessed,
-    each time anew; ``meta["num_unknown"]`` counts them. Those without any are worked rightly.
+    A random share ``known_fraction`` of the facts is known where problems are worked. A part of the
+    worked problems needs no others and is worked rightly; in the rest the steps that are not known
+    are guessed, each time anew. ``meta["num_unknown"]`` counts such steps in every problem, and
+    ``meta["reference"]`` is the right solution.
 
     Args:
         modulus: A prime up to 31.
         num_steps: Operations in a chain.
         known_fraction: Share of the step facts that are known where problems are worked.
+        guessed_fraction: Share of the worked problems drawn like all others, in [0, 1]; 0 makes a
+            model confidently wrong where it knows nothing, so that trial finds little.
         num_sft: Number of worked problems.
         num_train: Number of problems to learn on by trial.
         num_validation: Number of problems for decisions.
@@ -101,6 +107,7 @@ def modular_chains(
         )
     check_int("num_steps", num_steps, low=1)
     check_range("known_fraction", known_fraction, low=0.0, low_open=True, high=1.0)
+    check_range("guessed_fraction", guessed_fraction, low=0.0, high=1.0)
     known = _known_facts(modulus, known_fraction, seed)
     rng = np.random.default_rng(derive(seed, "modchain", "problems"))
 
@@ -111,8 +118,14 @@ def modular_chains(
         guesses = [int(v) for v in rng.integers(modulus, size=num_steps)]
         return _problem(start, operators, operands, guesses, modulus, known)
 
+    def draw_known() -> Problem | None:
+        problem = draw()
+        return problem if problem.meta["num_unknown"] == 0 else None
+
     sizes = {"sft": num_sft, "train": num_train, "validation": num_validation, "test": num_test}
-    parts = cut(draw_distinct(sum(sizes.values()), draw), sizes)
+    num_known, seen = round((1 - guessed_fraction) * num_sft), set[object]()
+    sure = draw_distinct(num_known, draw_known, seen=seen)
+    parts = cut(sure + draw_distinct(sum(sizes.values()) - num_known, draw, seen=seen), sizes)
     grader, hidden = ChainGrader(), StepGrader()
     return TaskParts(
         **{
@@ -169,7 +182,11 @@ def _problem(
         prompt=shown[0] + "".join(part[:2] for part in shown[1:]) + "=",
         answer=_DIGITS[value],
         solution=f"{''.join(shown)}#{_DIGITS[worked_value]}",
-        meta={"modulus": modulus, "num_unknown": sum(step not in known for step in steps)},
+        meta={
+            "modulus": modulus,
+            "num_unknown": sum(step not in known for step in steps),
+            "reference": f"{_worked(steps, modulus)}#{_DIGITS[value]}",
+        },
     )
 
 

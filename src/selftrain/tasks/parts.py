@@ -64,19 +64,15 @@ def draw_distinct(
 def cut(problems: Sequence[Problem], sizes: Mapping[str, int]) -> dict[str, tuple[Problem, ...]]:
     """Cut problems into parts of these sizes in order, with the ids ``<part>-<number>``.
 
-    Only the part "sft" keeps its solutions; the others have them as ``meta["reference"]``, out of
-    the way of a loop that learns from what solutions there are.
+    Only the part "sft" keeps its solutions.
     """
     parts, first = {}, 0
     for name, size in sizes.items():
         check_int(f"num_{name}", size, low=1)
         chosen = problems[first : first + size]
-        if name != "sft":
-            chosen = [_without_solution(problem) for problem in chosen]
-        parts[name] = tuple(replace(p, id=f"{name}-{i}") for i, p in enumerate(chosen))
+        parts[name] = tuple(
+            replace(p, id=f"{name}-{i}", solution=p.solution if name == "sft" else None)
+            for i, p in enumerate(chosen)
+        )
         first += size
     return parts
-
-
-def _without_solution(problem: Problem) -> Problem:
-    return replace(problem, solution=None, meta={**problem.meta, "reference": problem.solution})

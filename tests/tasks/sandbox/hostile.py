@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs, each on as few lines as it has parts
 """Programs that try to pass without solving, to break out, or to do harm; none may pass.
 
 Each is an attempt at ``f``, which should add 1; ``expected`` are the statuses it may end with.

@@ -121,10 +121,10 @@ def _importable() -> set[str]:
 def test_only_libraries_can_be_seen_under_l2(start):
     with start("L2") as sandbox:
         calls = ("__import__('os').listdir('/')", "__import__('os').getpid() > 1", "sorted(S)")
-        code = "import os\nS = os.listdir('/tmp') + os.listdir('/dev')"
+        code = "import os\nS = os.listdir() + os.listdir('/dev')"
         root, not_first, rest = values(sandbox.run([Program(code=code, calls=calls)])[0])
     parts = {Path(p).parts[1] for p in ("/lib", "/usr", sys.base_prefix)}
-    assert set(root) - parts <= {"lib", "lib64", "usr", "dev", "tmp"}
+    assert set(root) - parts <= {"lib", "lib64", "usr", "dev", "scratch"}
     assert not_first
     assert rest == ["null", "urandom", "zero"]
 
@@ -166,7 +166,7 @@ tempfile.tempdir = {str(tmp_path)!r}
 from selftrain.tasks.sandbox import Program, Sandbox
 sandbox = Sandbox(level={level!r}, allow_code_execution=True, num_workers=2, timeout=60)
 sandbox.__enter__()
-print(*[w._process.pid for w in sandbox._crew._finalizer.peek()[2][1]], flush=True)
+print(*[w._process.pid for w in sandbox._crew._finalizer.peek()[2][2]], flush=True)
 sandbox.run([Program(code="while True: pass")] * 2)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -238,7 +238,7 @@ def test_too_many_failures_of_the_sandbox_end_the_run(start, monkeypatch):
         lose(monkeypatch, 2)
         assert len(sandbox.run([Program(code="")] * 4)) == 4
         lose(monkeypatch, 1)
-        with pytest.raises(SandboxError, match="max_error_fraction=0.02"):
+        with pytest.raises(SandboxError, match=r"max_error_fraction=0\.02"):
             sandbox.run([Program(code="")])
 
 
@@ -268,7 +268,7 @@ def test_bubblewrap_gives_the_same_level(monkeypatch):
     monkeypatch.setattr(
         "selftrain.tasks.sandbox.pool.launches", lambda *_, **__: [Launch("L2", bubblewrap=found)]
     )
-    calls = ("f(2)", "__import__('os').listdir('/tmp')", "open('/etc/passwd')", "open('/a', 'w')")
+    calls = ("f(2)", "__import__('os').listdir()", "open('/etc/passwd')", "open('/a', 'w')")
     with Sandbox() as sandbox:
         first, second = sandbox.run([Program(code="def f(x): return x + 1", calls=calls)] * 2)
     assert first.level == "L2"

@@ -20,8 +20,6 @@ class Lanes(Protocol):
 
     refills: bool
     """Whether single lanes can be given to new rows while the others go on."""
-    device: torch.device
-    """Where the model is."""
 
     def read(self, prompts: Sequence[Sequence[int]], *, num_rows: int) -> list[Any]:
         """Read prompts, each of which ``num_rows`` rows will continue; return their contexts.
@@ -55,7 +53,7 @@ class Lanes(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
+class StoredPrompt:
     """The keys and values of a prompt, ``[heads, length, head_dim]`` for each layer."""
 
     length: int
@@ -77,26 +75,26 @@ class SlotLanes:
         self.model, self._trunk, self._capacity = model, len(trunk), capacity
         self._beginning = SlotCache(model, capacity=capacity)
         self._beginning.prefill([trunk])
-        self.device = self._beginning.device
+        self._device: torch.device = self._beginning.device
 
-    def read(self, prompts: Sequence[Sequence[int]], *, num_rows: int) -> list[_Stored]:
+    def read(self, prompts: Sequence[Sequence[int]], *, num_rows: int) -> list[StoredPrompt]:
         """Read prompts; see :meth:`Lanes.read`."""
-        batch = torch.zeros(len(prompts), dtype=torch.long, device=self.device)
+        batch = torch.zeros(len(prompts), dtype=torch.long, device=self._device)
         cache = self._beginning.fork(batch)
         cache.prefill([p[self._trunk :] for p in prompts], start=self._trunk)
-        return [_Stored(len(p), cache.stored(row, len(p))) for row, p in enumerate(prompts)]
+        return [StoredPrompt(len(p), cache.stored(row, len(p))) for row, p in enumerate(prompts)]
 
-    def together(self, first: _Stored, second: _Stored) -> bool:
+    def together(self, first: StoredPrompt, second: StoredPrompt) -> bool:
         """Return True; see :meth:`Lanes.together`."""
         return True
 
-    def open(self, contexts: Sequence[_Stored]) -> None:
+    def open(self, contexts: Sequence[StoredPrompt]) -> None:
         """Begin a batch; see :meth:`Lanes.open`."""
         self._cache = SlotCache(self.model, capacity=self._capacity)
         self._lengths = [0] * len(contexts)
         self.replace(range(len(contexts)), contexts)
 
-    def replace(self, lanes: Sequence[int], contexts: Sequence[_Stored]) -> None:
+    def replace(self, lanes: Sequence[int], contexts: Sequence[StoredPrompt]) -> None:
         """Give lanes to new rows; see :meth:`Lanes.replace`."""
         for lane, context in zip(lanes, contexts, strict=True):
             self._cache.place(lane, context.layers, num_rows=len(self._lengths))
@@ -105,7 +103,7 @@ class SlotLanes:
 
     def select(self, lanes: Sequence[int]) -> None:
         """Keep lanes; see :meth:`Lanes.select`."""
-        self._cache.select(torch.tensor(lanes, device=self.device))
+        self._cache.select(torch.tensor(lanes, device=self._device))
         self._lengths = [self._lengths[lane] for lane in lanes]
         self._locate()
 
@@ -120,11 +118,11 @@ class SlotLanes:
         return logits[:, -1]
 
     def _locate(self) -> None:
-        self._positions = torch.tensor(self._lengths, device=self.device)
+        self._positions = torch.tensor(self._lengths, device=self._device)
 
 
 @dataclass(frozen=True, slots=True)
-class _PaddedRow:
+class PaddedRow:
     """One row of a batch of prompts that were padded together."""
 
     batch: PaddedCache
@@ -145,31 +143,31 @@ class PaddedLanes:
 
     def __init__(self, model: nn.Module, *, trunk: Sequence[int], capacity: int) -> None:
         self.model, self._capacity = model, capacity
-        self.device = next(model.parameters()).device
+        self._device: torch.device = next(model.parameters()).device
 
-    def read(self, prompts: Sequence[Sequence[int]], *, num_rows: int) -> list[_PaddedRow]:
+    def read(self, prompts: Sequence[Sequence[int]], *, num_rows: int) -> list[PaddedRow]:
         """Read prompts; see :meth:`Lanes.read`."""
         cache = PaddedCache(self.model, capacity=self._capacity)
         cache.prefill(prompts)
-        return [_PaddedRow(cache, row, len(p)) for row, p in enumerate(prompts)]
+        return [PaddedRow(cache, row, len(p)) for row, p in enumerate(prompts)]
 
-    def together(self, first: _PaddedRow, second: _PaddedRow) -> bool:
+    def together(self, first: PaddedRow, second: PaddedRow) -> bool:
         """Return whether both were read in one call; see :meth:`Lanes.together`."""
         return first.batch is second.batch
 
-    def open(self, contexts: Sequence[_PaddedRow]) -> None:
+    def open(self, contexts: Sequence[PaddedRow]) -> None:
         """Begin a batch; see :meth:`Lanes.open`."""
-        rows = torch.tensor([c.row for c in contexts], device=self.device)
+        rows = torch.tensor([c.row for c in contexts], device=self._device)
         self._cache = contexts[0].batch.fork(rows)
-        self._positions = torch.tensor([c.length for c in contexts], device=self.device)
+        self._positions = torch.tensor([c.length for c in contexts], device=self._device)
 
-    def replace(self, lanes: Sequence[int], contexts: Sequence[_PaddedRow]) -> None:
+    def replace(self, lanes: Sequence[int], contexts: Sequence[PaddedRow]) -> None:
         """Refuse: the padding of one row is that of all."""
         raise NotImplementedError("padded lanes are opened together.")
 
     def select(self, lanes: Sequence[int]) -> None:
         """Keep lanes; see :meth:`Lanes.select`."""
-        kept = torch.tensor(lanes, device=self.device)
+        kept = torch.tensor(lanes, device=self._device)
         self._cache.select(kept)
         self._positions = self._positions[kept]
 

@@ -41,7 +41,7 @@ class SharedLanes:
         self.model, self._limit = model, capacity - len(trunk)
         self._worth = WORTH_SHARING if worth_sharing is None else worth_sharing
         self._config = model.config.get_text_config(decoder=True)  # pyrefly: ignore
-        self.device = next(model.parameters()).device
+        self._device: torch.device = next(model.parameters()).device
         self._dtype = next(model.parameters()).dtype
         self._now = Now()
         self._layers = [StretchLayer(self._now) for _ in range(self._config.num_hidden_layers)]
@@ -98,7 +98,7 @@ class SharedLanes:
                 copies.setdefault(branch, []).append(lane)
         self._make_room(max((branch.length for branch in copies), default=0) + 1)
         for branch, rows in copies.items():
-            index = torch.tensor(rows, device=self.device)
+            index = torch.tensor(rows, device=self._device)
             for layer, stretch in zip(self._layers, branch.layers, strict=True):
                 layer.reserve(stretch, len(self._lengths), self._room)
                 layer.copy(stretch, index)
@@ -106,7 +106,7 @@ class SharedLanes:
 
     def select(self, lanes: Sequence[int]) -> None:
         """Keep lanes; see :meth:`Lanes.select`."""
-        extent, kept = max(self._lengths), torch.tensor(lanes, device=self.device)
+        extent, kept = max(self._lengths), torch.tensor(lanes, device=self._device)
         for layer in self._layers:
             layer.select(kept, extent)
         self._branches = [self._branches[lane] for lane in lanes]
@@ -117,8 +117,8 @@ class SharedLanes:
         """Append a token to every row; see :meth:`Lanes.step`."""
         extent, hidden = max(self._lengths) + 1, None
         if min(self._lengths) + 1 < extent:
-            later = torch.arange(extent, device=self.device) > self._slots.unsqueeze(1)
-            hidden = torch.zeros(later.shape, dtype=self._dtype, device=self.device)
+            later = torch.arange(extent, device=self._device) > self._slots.unsqueeze(1)
+            hidden = torch.zeros(later.shape, dtype=self._dtype, device=self._device)
             hidden = hidden.masked_fill_(later, -torch.inf).unsqueeze(1)
         self._make_room(extent)
         self._now.step = Step(self._slots, extent, hidden, self._groups, self._room)
@@ -140,12 +140,12 @@ class SharedLanes:
                 rows_of.setdefault(branch, []).append(lane)
         everyone = len(self._branches)
         self._groups: list[tuple[Branch, Tensor | slice]] = [
-            (b, slice(None) if len(r) == everyone else torch.tensor(r, device=self.device))
+            (b, slice(None) if len(r) == everyone else torch.tensor(r, device=self._device))
             for b, r in rows_of.items()
         ]
         starts = [self._trunk + (b.length if b.shared else 0) for b in self._branches]
-        self._starts = torch.tensor(starts, device=self.device)
-        self._slots = torch.tensor(self._lengths, device=self.device)
+        self._starts = torch.tensor(starts, device=self._device)
+        self._slots = torch.tensor(self._lengths, device=self._device)
 
     def _read(self, rests: Sequence[Sequence[int]], *, start: int) -> list[tuple[Stretch, ...]]:
         """Return what each layer stores of ``rests``, which begin at position ``start``."""
@@ -154,8 +154,8 @@ class SharedLanes:
             return [() for _ in rests]
         self._now.step = None
         rows = [[*rest, *([0] * (longest - len(rest)))] for rest in rests]
-        tokens = torch.tensor(rows, device=self.device)
-        positions = torch.arange(start, start + longest, device=self.device).expand_as(tokens)
+        tokens = torch.tensor(rows, device=self._device)
+        positions = torch.arange(start, start + longest, device=self._device).expand_as(tokens)
         self._forward(tokens, positions)
         read = [layer.take() for layer in self._layers]
         return [

@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 Stretch = tuple[Tensor, ...]
 """Keys and values of consecutive tokens, ``[kv_heads, length, head_dim]`` each; or nothing."""
 
+_NAME = "stretches_"
 # What some models add to plain attention; none of it is done here.
 _MORE_THAN_PLAIN = ("softcap", "s_aux", "position_bias", "sliding_window")
 
@@ -88,8 +89,16 @@ class Now:
         """Let the models of ``config`` attend by :meth:`attend`, inside the block alone.
 
         The name is not among those that transformers makes masks for, so it makes none.
+
+        Raises:
+            RuntimeError: If the model is in such a block already, in another thread.
         """
-        name, before = f"stretches_{id(self):x}", config._attn_implementation
+        name, before = f"{_NAME}{id(self):x}", config._attn_implementation
+        if str(before).startswith(_NAME):
+            raise RuntimeError(
+                "the model is being sampled from in another thread; give each thread its own, or "
+                "let them take turns."
+            )
         ALL_ATTENTION_FUNCTIONS[name] = self.attend
         config._attn_implementation = name
         try:

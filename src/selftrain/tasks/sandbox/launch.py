@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selftrain.errors import SandboxError
-from selftrain.tasks.sandbox.guest.libraries import library_folders, package_folders
+from selftrain.tasks.sandbox.guest.libraries import SCRATCH, library_folders, package_folders
 
 SCRATCH_MB = 16
 _SANDBOX = Path(__file__).resolve().parent
@@ -82,5 +82,5 @@ def _wrapped(bubblewrap: str, python: str) -> list[str]:
     for name in ("null", "zero", "urandom"):
         command += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     size = str(SCRATCH_MB << 20)
-    command += ["--perms", "0700", "--size", size, "--tmpfs", "/tmp"]  # noqa: S108 - its own
+    command += ["--perms", "0700", "--size", size, "--tmpfs", SCRATCH]
     return [*command, "--remount-ro", "/", "--chdir", "/", "--"]

@@ -1,5 +1,6 @@
 """Runs programs that are not trusted, out of process, several at a time."""
 
+import os
 import queue
 import threading
 import weakref
@@ -177,7 +178,7 @@ class _Crew:
         self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(num_workers, thread_name_prefix="sandbox")
         # Nobody may be left to call close.
-        self._finalizer = weakref.finalize(self, _end, self._threads, workers)
+        self._finalizer = weakref.finalize(self, _end, os.getpid(), self._threads, workers)
         while len(workers) < num_workers:
             workers.append(Worker(workers[0].launch))
         for worker in workers:
@@ -213,7 +214,9 @@ def _first_that_starts(ways: Sequence[Launch]) -> Worker:
     )
 
 
-def _end(threads: ThreadPoolExecutor, workers: Sequence[Worker]) -> None:
+def _end(owner: int, threads: ThreadPoolExecutor, workers: Sequence[Worker]) -> None:
+    if os.getpid() != owner:
+        return  # a fork of the process that started them, which may be running them
     threads.shutdown(cancel_futures=True)
     for worker in workers:
         worker.close()

@@ -4,6 +4,10 @@ import os
 import sys
 import sysconfig
 
+SCRATCH = "/scratch"
+"""Where programs of level L2 may write: in a file system of its own, and not at a place that could
+hide a library."""
+
 
 def library_folders() -> list[str]:
     """Return the folders, or links to them, that Python needs to import its standard library."""

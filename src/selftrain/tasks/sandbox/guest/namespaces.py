@@ -1,7 +1,7 @@
 """Moves this process into namespaces of its own: no network, no other processes, no files of ours.
 
 What is left of the file system is the standard library and the system's shared libraries,
-read-only, three devices, and an empty ``/tmp`` in memory. There is no ``/proc``.
+read-only, three devices, and an empty ``/scratch`` in memory. There is no ``/proc``.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ import os
 import signal
 from contextlib import suppress
 
-from .libraries import library_folders, package_folders
+from .libraries import SCRATCH, library_folders, package_folders
 from .syscalls import PR_SET_PDEATHSIG, call, prctl
 
 _NEW_USER, _NEW_PID, _NEW_NET, _NEW_MOUNT = 0x10000000, 0x20000000, 0x40000000, 0x00020000
@@ -20,8 +20,6 @@ _DETACH = 2
 # statvfs and mount have different numbers for the times. Flags of mounts from outside are locked.
 _TIME_FLAGS = {1024: 1024, 2048: 2048, 4096: 1 << 21}
 _NOBODY = 65534
-
-SCRATCH = "/tmp"  # noqa: S108 - in a file system of its own
 
 
 def enter_namespaces(empty_folder: str, scratch_mb: int) -> tuple[int, int] | None:

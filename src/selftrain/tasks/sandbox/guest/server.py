@@ -20,7 +20,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from . import folders, program
+from . import folders, libraries, program
 
 # What solutions import most: importing once is cheaper than in every fork.
 PRELOADED = (
@@ -55,7 +55,7 @@ class Server:
                 from . import namespaces
 
                 self.user = namespaces.enter_namespaces(self.scratch, config["file_mb"])
-            self.scratch = "/tmp"  # noqa: S108 - in a file system of its own
+            self.scratch = libraries.SCRATCH
             if os.getpid() != 1:
                 raise OSError("not the first process of a namespace")
         self.filter = self._working_filter() if config["filter"] else None
