@@ -36,12 +36,13 @@ def test_a_run_leaves_a_generator_and_a_verifier_with_cards(finished):
     assert scores.shape == (2,)
     for part in ("generator/rounds/000/model", "verifier/model"):
         assert "V-STaR" in (folder / part / "README.md").read_text()
+    assert "Verifier.load" in (folder / "verifier/model/README.md").read_text()
 
 
 def test_the_report_compares_ways_to_choose_on_both_tasks(finished):
     folder, _ = finished
     report = (folder / "report.md").read_text()
-    for way in ("perfect judge (pass@k)", "verifier, log_prob", "majority vote", "weighted vote"):
+    for way in ("pass@k, a perfect judge", "verifier, log_prob", "majority vote", "weighted vote"):
         assert report.count(f"| {way} |") == 2
     for name in ("accuracy", "train_and_test", "verifier-test", "verifier-validation"):
         with Image.open(folder / f"{name}.png") as picture:

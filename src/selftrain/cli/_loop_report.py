@@ -25,6 +25,7 @@ from selftrain.cli._loop_tables import (
 )
 from selftrain.cli._loops import SCRATCH, Parts, Run
 from selftrain.loops.evaluate import Measure
+from selftrain.loops.rest_em import START
 from selftrain.loops.round import LoopResult
 from selftrain.loops.verifier_report import VerifierReport
 from selftrain.report import Block, Heading, Image, Table, Text, write_report
@@ -36,6 +37,10 @@ _PAPERS = {
     "ReST-EM": "https://arxiv.org/abs/2312.06585",
     "V-STaR": "https://arxiv.org/abs/2402.06457",
 }
+
+
+GENERATOR, VERIFIER = "Generator", "Verifier"
+"""What the models of V-STaR are called; that of the other methods is a generator too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +100,7 @@ def show_outcome(outcome: Outcome, report: Path) -> None:
     for task, found in outcome.reports.items():
         console.print(f"Choosing among {found.num_candidates} candidates, {task} problems:")
         _show_table(console, *verifier_rows(found))
-    best = "the start" if result.best is result.start else f"round {result.best.number}"
-    lines = [f"Ended because {result.stopped}. Best on validation: {best}."]
+    lines = [f"Ended because {result.stopped}. Best on validation: {_best(result)}."]
     lines += [f"{what}: {path}" for what, path in outcome.models.items()]
     for line in [*lines, f"Report: {report}"]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -107,7 +111,8 @@ def _show_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[s
     for number, name in enumerate(head):
         table.add_column(name, justify="left" if number == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        # The intervals are in the report: all columns are to fit into a terminal.
+        table.add_row(*(cell.partition(" (")[0] for cell in row))
     console.print(table)
 
 
@@ -123,14 +128,17 @@ def _summary(outcome: Outcome) -> str:
     result, tasks = outcome.result, outcome.run.tasks
     sizes = [f"{len(tasks.train):,} training", f"{len(tasks.validation):,} validation"]
     sizes += [] if tasks.test is None else [f"{len(tasks.test):,} test"]
-    best = "the start" if result.best is result.start else f"round {result.best.number}"
     lines = [
         f"`{outcome.parts.model}` on `{outcome.parts.problems.task}`: "
-        f"{', '.join(sizes)} problems. Best on validation: **{best}**.",
+        f"{', '.join(sizes)} problems. Best on validation: **{_best(result)}**.",
         f"It ended because {result.stopped}.",
         *(f"- {what}: `{path}`" for what, path in outcome.models.items()),
     ]
     return "\n\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:])
+
+
+def _best(result: LoopResult) -> str:
+    return "the start" if result.best.number == START else f"round {result.best.number}"
 
 
 def _measures_caption(result: LoopResult) -> str:
@@ -221,10 +229,10 @@ def _gap(folder: Path, result: LoopResult, name: str) -> Image:
     held_out = [round.evaluations[name].greedy for round in rounds]
     ax = plots.metrics_by_round(
         [label(round) for round in rounds],
-        {f"pass@1, {name}": [m.mean for m in held_out]},
-        intervals={f"pass@1, {name}": _ends(held_out)},
-        train={f"pass@1, {name}": [r.evaluations["train"].greedy.mean for r in rounds]},
-        ylabel="problems solved",
+        {"pass@1": [m.mean for m in held_out]},
+        intervals={"pass@1": _ends(held_out)},
+        train={"pass@1": [r.evaluations["train"].greedy.mean for r in rounds]},
+        ylabel=f"{name} problems solved",
     )
     alt = f"pass@1 on {name} problems and on training problems by round."
     caption = "Where the dashed line rises and the full one does not, the model only memorises."
@@ -250,12 +258,11 @@ def _ends(row: Sequence[Measure | None]) -> tuple[list[float | None], list[float
 
 
 def _card(what: str, outcome: Outcome) -> str:
-    parts, result = outcome.parts, outcome.result
-    base = parts.model
+    parts, base = outcome.parts, outcome.parts.model
     kind = {"has_adapters": parts.lora_rank is not None}
-    rows = [f"| {' | '.join(row)} |" for row in evaluation_rows(result)[1]]
-    head = evaluation_rows(result)[0]
     named = "A small model from scratch" if base == SCRATCH else f"`{base}`"
+    settings = settings_of(to_dict(parts)) | settings_of(to_dict(outcome.config))
+    is_verifier = what == VERIFIER
     lines = [
         *card_header(base, tags=("self-training",), **kind),
         "",
@@ -267,19 +274,42 @@ def _card(what: str, outcome: Outcome) -> str:
         "",
         "## Loading",
         "",
-        *loading_code(base, **kind),
+        *(_VERIFIER_CODE if is_verifier else loading_code(base, **kind)),
         "",
-        "## Measured, by round",
-        "",
-        f"| {' | '.join(head)} |",
-        "|---" * len(head) + "|",
-        *rows,
-        "",
-        _measures_caption(result),
+        *(_verifier_measures(outcome) if is_verifier else _round_measures(outcome.result)),
         "",
         "## Settings",
         "",
-        *value_table(settings_of(to_dict(parts)) | settings_of(to_dict(outcome.config)), "setting"),
+        *value_table(settings, "setting"),
         "",
     ]
     return "\n".join(lines)
+
+
+_VERIFIER_CODE = [
+    "```python",
+    "from selftrain import Verifier",
+    "",
+    'verifier = Verifier.load("...")  # this folder',
+    "best = verifier.best(prompt, completions)  # the place of the best one",
+    "```",
+]
+
+
+def _round_measures(result: LoopResult) -> list[str]:
+    caption = _measures_caption(result)
+    return ["## Measured, by round", "", *_markdown(*evaluation_rows(result)), "", caption]
+
+
+def _verifier_measures(outcome: Outcome) -> list[str]:
+    lines = ["## Measured, by number of candidates k"]
+    for task, report in outcome.reports.items():
+        table = _markdown(*verifier_rows(report))
+        lines += ["", f"Solved {task} problems in per cent:", "", *table]
+        lines += ["", _verifier_caption(report)]
+    return lines
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = "|---" * len(head) + "|"
+    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]

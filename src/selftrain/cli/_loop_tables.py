@@ -99,7 +99,7 @@ def verifier_rows(report: VerifierReport) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of a table with a line for each way to choose and a column for a k."""
     ks = list(report.pass_at_k)
     ways = {
-        "perfect judge (pass@k)": report.pass_at_k,
+        "pass@k, a perfect judge": report.pass_at_k,
         **{f"verifier, {rule}": table for rule, table in report.best_of_k.items()},
         "majority vote": report.majority_at_k,
         "weighted vote": report.weighted_majority_at_k,

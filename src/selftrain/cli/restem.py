@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from selftrain._core.io import write_json
-from selftrain.cli._loop_report import Outcome, show_outcome, write_outcome
+from selftrain.cli._loop_report import GENERATOR, Outcome, show_outcome, write_outcome
 from selftrain.cli._loops import (
     Outside,
     Parts,
@@ -78,7 +78,7 @@ def main(args: list[str]) -> int:
             run=run,
             result=result,
             reports={},
-            models={} if best is None else {"Model": best},
+            models={} if best is None else {GENERATOR: best},
         )
         report = write_outcome(folder, outcome)
         write_json(summary, {"best": result.best.number, "stopped": result.stopped})

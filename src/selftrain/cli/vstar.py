@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from selftrain._core.io import write_json
-from selftrain.cli._loop_report import Outcome, show_outcome, write_outcome
+from selftrain.cli._loop_report import GENERATOR, VERIFIER, Outcome, show_outcome, write_outcome
 from selftrain.cli._loops import (
     SCRATCH,
     Outside,
@@ -76,7 +76,7 @@ def main(args: list[str]) -> int:
         generator = vstar.loop.weights_before(
             len(rounds) if config.final_generator == "last" else 0
         )
-        models = {} if generator is None else {"Generator": generator}
+        models = {} if generator is None else {GENERATOR: generator}
         outcome = Outcome(
             method="V-STaR",
             parts=command.parts,
@@ -84,7 +84,7 @@ def main(args: list[str]) -> int:
             run=run,
             result=result.generator,
             reports=result.reports,
-            models={**models, "Verifier": folder / "verifier" / "model"},
+            models={**models, VERIFIER: folder / "verifier" / "model"},
         )
         report = write_outcome(folder, outcome)
         write_json(summary, {"stopped": result.generator.stopped})
