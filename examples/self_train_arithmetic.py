@@ -47,7 +47,6 @@ def optim(learning_rate: float) -> OptimConfig:
         learning_rate=learning_rate,
         warmup_steps=10,
         schedule="cosine",
-        weight_decay=0.1,
         betas=(0.9, 0.98),
     )
 
@@ -64,7 +63,7 @@ def main(args: Args) -> None:
         num_test=400 if not args.quick else 8,
     )
     tokenizer = character_tokenizer()
-    model = small_llama(tokenizer)
+    model = small_llama(tokenizer, num_layers=2, width=64)
     worked = RowWriter(parts.sft, model, tokenizer).of_solutions()
     training = FinetuneConfig(num_steps=2 * steps, batch_size=128, optim=optim(3e-3))
     finetune(model, worked, training, title="worked chains")

@@ -27,7 +27,7 @@ from selftrain.training import FinetuneConfig, OptimConfig, PreferenceConfig, fi
 class Args:
     """Command line."""
 
-    num_train: int = 1000
+    num_train: int = 2000
     """Problems to learn on by trial."""
     num_steps: int = 150
     """Optimizer steps of each training."""
@@ -48,7 +48,7 @@ def main(args: Args) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # small tensors
     parts = countdown(num_sft=1500, num_train=train, num_validation=50, num_test=8 * train // 32)
     tokenizer = character_tokenizer()
-    model = small_llama(tokenizer)
+    model = small_llama(tokenizer, num_layers=2, width=64)
     worked = RowWriter(parts.sft, model, tokenizer).of_solutions()
     training = FinetuneConfig(num_steps=2 * steps, batch_size=128, optim=optim(3e-3))
     finetune(model, worked, training, title="worked problems")

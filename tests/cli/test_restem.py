@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from selftrain import cli
-from selftrain.cli import restem
+from selftrain.cli import _scratch, restem
 from selftrain.cli._tasks import TaskOptions, answer_hint, load_tasks
 from selftrain.loops.config import ReSTEMConfig
 from selftrain.tasks import modular_chains
@@ -137,7 +137,8 @@ def test_no_right_sample_is_a_sentence_and_still_a_report(run, tmp_path, capsys)
 
 
 def test_a_model_from_scratch_begins_with_the_worked_problems(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("selftrain.cli._scratch._NUM_STEPS", 2)
+    sizes = dataclasses.replace(_scratch._SIZES["countdown"], worked_steps=2)
+    monkeypatch.setitem(_scratch._SIZES, "countdown", sizes)
     words = "--model scratch --task countdown --max-train 6 --num-validation 3 --max-test 3"
     words += " --num-rounds 1 --num-samples 2 --evaluation.num-samples 0 --improve.first-steps 1"
     assert cli.main(["restem", *words.split(), "--output-dir", str(tmp_path / "run")]) == 0

@@ -87,8 +87,8 @@ def defaults_for(args: Sequence[str], config: ReSTEMConfig) -> ReSTEMConfig:
     is trained from scratch learns faster, has a shorter context and is measured by more samples.
     """
     task, model = word_after(args, "--task"), word_after(args, "--model")
-    if model == SCRATCH:
-        return scratch.settings(config)
+    if model == SCRATCH and task in SYNTHETIC:
+        return scratch.settings(config, task)
     stop = STOPS.get(task or "", ())
     return replace(
         config,
@@ -112,7 +112,9 @@ def prepare(parts: Parts, outside: Outside, config: ReSTEMConfig, folder: Path) 
     accelerator = Accelerator()
     tasks = load_tasks(parts.problems, allow_code_execution=outside.allow_code_execution)
     if parts.model == SCRATCH:
-        model, tokenizer = scratch.train_base(folder / "base", config, tasks, accelerator)
+        model, tokenizer = scratch.train_base(
+            folder / "base", parts.problems.task, config, tasks, accelerator
+        )
     else:
         model, tokenizer = _load(parts, outside, config)
     if accelerator.is_main_process:

@@ -1,6 +1,6 @@
 """``--model scratch``: a small model that has seen the worked problems of a synthetic task."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from selftrain._core.rng import derive
 from selftrain.cli._tasks import LoopTasks
 from selftrain.decoding.params import SamplingParams
 from selftrain.loops.config import EvaluationConfig, ReSTEMConfig
+from selftrain.loops.dedupe import DedupeName
 from selftrain.loops.rows import RowWriter
 from selftrain.loops.vstar import VSTaRConfig
 from selftrain.tasks.base import Task
@@ -20,51 +21,94 @@ from selftrain.training.checkpoint import remove_checkpoints
 from selftrain.training.preference import PreferenceConfig
 from selftrain.training.pretrained import load_pretrained, save_model
 
-_MAX_NEW_TOKENS = 40  # the longest worked solution has about 30
+_MAX_NEW_TOKENS = 32  # the longest worked solution has fewer
 _HINT = 40  # characters
-_NUM_STEPS, _BATCH_SIZE = 600, 128
 
 
-def settings(config: ReSTEMConfig) -> ReSTEMConfig:
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """How long a small model trains on a synthetic task."""
+
+    worked_steps: int = 400
+    """Steps on the worked problems."""
+    steps: int
+    """Steps of a round."""
+    learning_rate: float = 3e-3
+    """Peak of a round's."""
+    batch_size: int = 128
+    """Rows of a step."""
+    weight_decay: float = 0.1
+    """Of matrices."""
+    num_samples: int = 8
+    """Of each problem in a round."""
+    cap: int = 4
+    """Most that are kept of them."""
+    dedupe: DedupeName | None = "text"
+    """What counts as one."""
+    verifier_steps: int = 300
+    """Steps of a verifier."""
+
+
+_SIZES = {
+    # Repetition is what tells right chains from lucky ones: no duplicate is removed.
+    "modchain": _Sizes(
+        worked_steps=700,
+        steps=350,
+        learning_rate=2e-3,
+        weight_decay=0.0,
+        num_samples=16,
+        cap=10,
+        dedupe=None,
+        verifier_steps=400,
+    ),
+    "countdown": _Sizes(steps=800),
+    "listprog": _Sizes(steps=500, batch_size=64),
+}
+
+
+def settings(config: ReSTEMConfig, task: str) -> ReSTEMConfig:
     """Return a preset with the sizes that suit a small model, short texts and a CPU.
 
-    They are near those of ``benchmarks/loops.py``. The model has seen the worked problems already, so
+    They are those of ``benchmarks/loops.py``. The model has seen the worked problems already, so
     that no training on solutions comes first.
     """
+    sizes = _SIZES[task]
     sampling = SamplingParams(max_new_tokens=_MAX_NEW_TOKENS)  # T = 1: it must try what is new
-    greedy = SamplingParams(max_new_tokens=_MAX_NEW_TOKENS, temperature=0.0)
-    steps = replace(
+    greedy = replace(sampling, temperature=0.0)
+    improve = replace(
         config.improve,
-        first_steps=400,
+        first_steps=sizes.steps,
         step_growth=1.0,
-        batch_size=_BATCH_SIZE,
-        optim=_optim(3e-3),
+        batch_size=sizes.batch_size,
+        optim=_optim(sizes.learning_rate, sizes.weight_decay),
         evaluations=1,
         patience=None,
     )
     return replace(
         config,
-        num_samples=min(config.num_samples, 16),
+        num_samples=min(config.num_samples, sizes.num_samples),
         sampling=greedy if config.sampling.greedy else sampling,
-        cap=None if config.cap is None else min(config.cap, 10),
+        cap=None if config.cap is None else min(config.cap, sizes.cap),
+        dedupe=config.dedupe if config.dedupe == "equations" else sizes.dedupe,
         solutions_first=False,
-        improve=steps,
+        improve=improve,
         evaluation=EvaluationConfig(num_samples=16, sampling=sampling),
         chunk_size=64,
         batch_size=512,
     )
 
 
-def preference_settings(config: VSTaRConfig) -> VSTaRConfig:
+def preference_settings(config: VSTaRConfig, task: str) -> VSTaRConfig:
     """Return a preset with a verifier's training to the same measure, and fewer candidates."""
+    sizes = _SIZES[task]
     return replace(
         config,
         preference=PreferenceConfig(
             beta=0.5,
             problem_weighting="problem",
-            num_steps=300,
+            num_steps=sizes.verifier_steps,
             batch_size=16,
-            optim=_optim(1e-3),
+            optim=_optim(1e-3, sizes.weight_decay),
         ),
         max_per_class=8,
         num_candidates=32,
@@ -72,23 +116,26 @@ def preference_settings(config: VSTaRConfig) -> VSTaRConfig:
 
 
 def train_base(
-    folder: Path, config: ReSTEMConfig, tasks: LoopTasks, accelerator: Accelerator
+    folder: Path, task: str, config: ReSTEMConfig, tasks: LoopTasks, accelerator: Accelerator
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return the model that a loop begins with, trained on the worked problems the first time.
 
     Args:
         folder: Where it is kept.
+        task: The name of the synthetic task.
         config: Its seed, and how long texts can become.
         tasks: The problems.
         accelerator: The process layer.
     """
     from selftrain.tasks.characters import character_tokenizer, small_llama
 
-    tokenizer = character_tokenizer()
+    tokenizer, sizes = character_tokenizer(), _SIZES[task]
     recover_folder(folder)
     if not folder.exists() and tasks.worked is not None:
         model = small_llama(
             tokenizer,
+            num_layers=2,
+            width=64,
             max_positions=_longest(config, tasks),
             seed=derive(config.seed, "scratch"),
         )
@@ -97,9 +144,9 @@ def train_base(
             model,
             RowWriter(tasks.worked, model, tokenizer).of_solutions(),
             FinetuneConfig(
-                num_steps=_NUM_STEPS,
-                batch_size=_BATCH_SIZE,
-                optim=_optim(3e-3),
+                num_steps=sizes.worked_steps,
+                batch_size=sizes.batch_size,
+                optim=_optim(3e-3, sizes.weight_decay),
                 seed=derive(config.seed, "worked problems"),
             ),
             output_dir=training,
@@ -125,11 +172,11 @@ def _longest(config: ReSTEMConfig, tasks: LoopTasks) -> int:
     return max(map(len, prompts)) + hint + max(budget, 1 + max(map(len, solutions)))
 
 
-def _optim(learning_rate: float) -> OptimConfig:
+def _optim(learning_rate: float, weight_decay: float) -> OptimConfig:
     return OptimConfig(
         learning_rate=learning_rate,
         warmup_steps=20,
         schedule="cosine",
-        weight_decay=0.1,
+        weight_decay=weight_decay,
         betas=(0.9, 0.98),
     )

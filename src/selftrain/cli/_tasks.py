@@ -20,10 +20,9 @@ SYNTHETIC: tuple[str, ...] = get_args(SyntheticName)
 """Tasks that are drawn, not read: they bring worked problems and their own split."""
 
 _SYNTHETIC = {
-    # A third of the facts that modulus 23 has, so that minutes on a CPU suffice.
-    "modchain": ("selftrain.tasks.modchain", "modular_chains", {"modulus": 11}),
-    "countdown": ("selftrain.tasks.countdown", "countdown", {}),
-    "listprog": ("selftrain.tasks.listprog", "list_programs", {}),
+    "modchain": ("selftrain.tasks.modchain", "modular_chains"),
+    "countdown": ("selftrain.tasks.countdown", "countdown"),
+    "listprog": ("selftrain.tasks.listprog", "list_programs"),
 }
 _RUNS_CODE = ("mbpp", "humaneval", "listprog")
 _NUM_VALIDATION = 200
@@ -142,13 +141,13 @@ def _draw(options: TaskOptions, sandbox: Any) -> LoopTasks:
             f"--dataset and --test-dataset do not go with --task {options.task}, which draws "
             "its problems."
         )
-    module, function, settings = _SYNTHETIC[options.task]
+    module, function = _SYNTHETIC[options.task]
     sizes = {
         "num_train": options.max_train,
         "num_validation": options.num_validation,
         "num_test": options.max_test,
     }
-    given = {**settings, **{name: size for name, size in sizes.items() if size is not None}}
+    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
     if sandbox is not None:
         given["sandbox"] = sandbox
     parts: TaskParts = getattr(importlib.import_module(module), function)(**given)

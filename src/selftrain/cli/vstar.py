@@ -19,6 +19,7 @@ from selftrain.cli._loops import (
     prepare,
 )
 from selftrain.cli._scratch import preference_settings
+from selftrain.cli._tasks import SYNTHETIC
 from selftrain.cli._words import preset_in, presets_of, word_after
 from selftrain.loops.vstar import VSTaR, VSTaRConfig
 
@@ -97,8 +98,9 @@ def _parse(args: list[str]) -> _Command:
     preset = preset_in(args, PRESETS)
     config = VSTaRConfig() if preset is None else getattr(VSTaRConfig, preset)()
     config = replace(config, generator=defaults_for(args, config.generator))
-    if word_after(args, "--model") == SCRATCH:
-        config = preference_settings(config)
+    task = word_after(args, "--task")
+    if word_after(args, "--model") == SCRATCH and task in SYNTHETIC:
+        config = preference_settings(config, task)
     # What is required stays so beside the defaults.
     default = _Command(parts=Parts(model=tyro.MISSING), config=config)
     return tyro.cli(_Command, args=args, default=default, prog="selftrain vstar")
