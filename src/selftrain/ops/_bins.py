@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Real
 from torch import Tensor
@@ -83,19 +84,33 @@ class Bins:
     first: float
     step: float
     num: int
+    inner: tuple[float, float]
+    """The outermost float32 numbers between the bounds. The bounds rounded may lie outside, by more
+    than a narrow normal law reaches."""
 
     @classmethod
     def between_edges(cls, support: Support) -> "Bins":
         """Return bins that fill the support."""
         width = (support.high - support.low) / support.num_bins
-        first = support.low + width / 2
-        return cls(support.low, support.high, first, width, support.num_bins)
+        return cls._make(support, support.low + width / 2, width)
 
     @classmethod
     def on_atoms(cls, support: Support) -> "Bins":
         """Return bins whose first and last centres are the bounds."""
-        spacing = (support.high - support.low) / (support.num_bins - 1)
-        return cls(support.low, support.high, support.low, spacing, support.num_bins)
+        return cls._make(
+            support, support.low, (support.high - support.low) / (support.num_bins - 1)
+        )
+
+    @classmethod
+    def _make(cls, support: Support, first: float, step: float) -> "Bins":
+        low, high = support.low, support.high
+        inner = _float32_inside(low, math.inf), _float32_inside(high, -math.inf)
+        return cls(low, high, first, step, support.num_bins, inner)
+
+    def clamp(self, values: Tensor) -> Tensor:
+        """Return the nearest numbers of the type that lie within the bounds."""
+        low, high = (self.low, self.high) if values.dtype == torch.float64 else self.inner
+        return values.clamp(low, high)
 
     def grid(self, dtype: torch.dtype, device: torch.device | str | None) -> Grid:
         """Return the centres in ``dtype``, computed in float64."""
@@ -131,6 +146,8 @@ class ValueTransform(ABC):
 
     support: Support
     scalar: ScalarTransform = field(default=Identity(), kw_only=True)
+    bins: Bins = field(init=False, repr=False, compare=False)
+    """Where the bins are."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.support, Support):
@@ -143,11 +160,11 @@ class ValueTransform(ABC):
                 f"scalar must be an object with apply and invert, such as Symlog(), got "
                 f"{self.scalar!r}."
             )
+        object.__setattr__(self, "bins", self._make_bins())
 
-    @property
     @abstractmethod
-    def bins(self) -> Bins:
-        """Where the bins are."""
+    def _make_bins(self) -> Bins:
+        """Return where the bins are."""
 
     @abstractmethod
     def encode(self, values: Tensor, *, grid: Grid | None = None) -> Tensor:
@@ -200,7 +217,7 @@ class ValueTransform(ABC):
 
     def clamped(self, name: str, values: Tensor) -> Tensor:
         """Return what the bins are compared with: checked, transformed, clamped, not in half."""
-        return self.scalar.apply(as_float(name, values)).clamp(self.support.low, self.support.high)
+        return self.bins.clamp(self.scalar.apply(as_float(name, values)))
 
     def grid_for(self, values: Tensor, grid: Grid | None) -> Grid:
         """Return ``grid``, or one made where ``values`` is."""
@@ -212,6 +229,12 @@ class ValueTransform(ABC):
                 "to the other (a head: head.to(device)), or leave out the grid."
             )
         return grid
+
+
+def _float32_inside(bound: float, towards: float) -> float:
+    rounded = np.float32(bound)
+    outside = rounded < bound if towards > 0 else rounded > bound
+    return float(np.nextafter(rounded, np.float32(towards)) if outside else rounded)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

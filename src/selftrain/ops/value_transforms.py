@@ -76,9 +76,7 @@ class HLGauss(ValueTransform):
         # Beyond, float32 sees one bin or no slope.
         check_range("sigma_ratio", self.sigma_ratio, low=1e-6, high=1e6)
 
-    @property
-    def bins(self) -> Bins:
-        """Where the bins are."""
+    def _make_bins(self) -> Bins:
         make = Bins.on_atoms if self.centers_on_bounds else Bins.between_edges
         return make(self.support)
 
@@ -155,9 +153,7 @@ class TwoHot(ValueTransform):
                 [0.0000, 0.0000, 1.0000]])
     """
 
-    @property
-    def bins(self) -> Bins:
-        """Where the atoms are."""
+    def _make_bins(self) -> Bins:
         return Bins.on_atoms(self.support)
 
     def encode(
@@ -199,9 +195,7 @@ class C51(ValueTransform):
         tensor([[0.0000, 0.7500, 0.2500]])
     """
 
-    @property
-    def bins(self) -> Bins:
-        """Where the atoms are."""
+    def _make_bins(self) -> Bins:
         return Bins.on_atoms(self.support)
 
     def encode(
@@ -299,9 +293,7 @@ class OneHot(ValueTransform):
                 [0., 1., 0.]])
     """
 
-    @property
-    def bins(self) -> Bins:
-        """Where the bins are."""
+    def _make_bins(self) -> Bins:
         return Bins.between_edges(self.support)
 
     def encode(
@@ -313,7 +305,7 @@ class OneHot(ValueTransform):
         bins = self.bins
         # From the edges: by the distance to a centre a tie would be a matter of rounding.
         steps = torch.arange(1, bins.num, dtype=clamped.dtype, device=clamped.device)
-        index = torch.bucketize(clamped, bins.low + bins.step * steps)
+        index = torch.bucketize(clamped.contiguous(), bins.low + bins.step * steps)
         return torch.nn.functional.one_hot(index, bins.num).to(clamped.dtype)
 
     def cross_entropy(
