@@ -104,7 +104,7 @@ def hl_gauss_cross_entropy(
             "actions, take those of the actions that the values are of."
         )
     rows_NZ, values_N = logits.reshape(-1, bins.num), values.reshape(-1)
-    if choose(backend, logits) == "triton" and values.dtype == torch.float32:
+    if choose(backend, values if values.dtype == torch.float64 else logits) == "triton":
         from selftrain.kernels.hl_gauss import hl_gauss_rows
 
         loss_N = hl_gauss_rows(rows_NZ, values_N, *grid, bins.first, bins.step, sigma_ratio)
