@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from value_cases import (
+    COMPILED,
     SUPPORT,
     TRANSFORMS,
     c51_dense,
@@ -32,6 +33,7 @@ def test_codes_are_distributions_wherever_the_value_lies(transform, dtype):
     torch.testing.assert_close(probs.sum(-1), torch.ones_like(values), atol=1e-6, rtol=0)
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     low=st.floats(-1e3, 1e3),
     size=st.floats(1e-1, 1e3),
@@ -113,6 +115,7 @@ def test_the_readout_is_monotone_in_the_value(transform):
 
 
 @pytest.mark.parametrize("make", [HLGauss, TwoHot, C51])
+@settings(max_examples=40, deadline=None)
 @given(value=st.floats(-10, 10))
 def test_codes_are_mirrored_with_the_value(make, value):
     value = torch.tensor(value, dtype=torch.float64)
@@ -173,6 +176,7 @@ def test_centres_on_bounds_are_those_of_wider_edges():
 # Two-hot
 
 
+@settings(max_examples=40, deadline=None)
 @given(value=st.floats(-12, 12), num=st.integers(2, 200))
 def test_the_mean_of_a_two_hot_code_is_the_value(value, num):
     transform = TwoHot(Support(-10.0, 10.0, num))
@@ -226,6 +230,7 @@ def test_the_projection_is_the_double_sum_of_its_definition():
     torch.testing.assert_close(got, c51_dense(*case, centers_of(transform)), atol=1e-12, rtol=0)
 
 
+@settings(max_examples=40, deadline=None)
 @given(reward=st.floats(-30, 30), discount=st.floats(0, 1), seed=st.integers(0, 99))
 def test_the_projection_keeps_mass_and_the_mean_of_the_clipped_atoms(reward, discount, seed):
     transform = C51(Support(-10.0, 10.0, 21))
@@ -386,7 +391,7 @@ def test_the_clip_fraction_counts_values_outside(transform):
     assert HLGauss(SUPPORT).clip_fraction(torch.tensor([-11.0, 10.0, -10.0, 12.0])) == 0.5
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=repr)
+@pytest.mark.parametrize("transform", COMPILED, ids=repr)
 @pytest.mark.usefixtures("without_shape_checks")
 def test_encoding_and_decoding_compile_as_one_graph(transform):
     values = values_for(transform, 12, dtype=torch.float32)
@@ -503,7 +508,7 @@ def test_a_grid_on_another_device_is_named(transform):
         C51(SUPPORT).project(projection_case(2)[0], torch.zeros(2, device="meta"), torch.zeros(2))
 
 
-@settings(max_examples=30)
+@settings(max_examples=40, deadline=None)
 @given(values=st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=8))
 def test_rows_do_not_depend_on_the_batch(values):
     values = torch.tensor(values, dtype=torch.float32)

@@ -21,6 +21,12 @@ TRANSFORMS = [
     OneHot(SUPPORT),
     OneHot(Support(0.0, 1.0, 128), scalar=MuZeroScale()),
 ]
+COMPILED = [
+    HLGauss(SUPPORT),
+    TwoHot(Support(-3.0, 3.0, 31), scalar=Symlog()),
+    OneHot(Support(0.0, 1.0, 128), scalar=MuZeroScale()),
+]
+"""One of each kind of code, for what takes seconds a transform."""
 
 
 def centers_of(transform):

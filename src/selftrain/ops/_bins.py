@@ -233,7 +233,8 @@ class ValueTransform(ABC):
 
 def _float32_inside(bound: float, towards: float) -> float:
     rounded = np.float32(bound)
-    outside = rounded < bound if towards > 0 else rounded > bound
+    # As Python numbers: numpy would round the bound for the comparison.
+    outside = float(rounded) < bound if towards > 0 else float(rounded) > bound
     return float(np.nextafter(rounded, np.float32(towards)) if outside else rounded)
 
 

@@ -63,14 +63,16 @@ def test_any_width_of_the_normal_law(ratio):
         torch.testing.assert_close(one.double(), other, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_gradients_are_the_float32_ones_rounded_once(dtype):
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.bfloat16, 2.0**-7), (torch.float16, 2.0**-11)])
+def test_half_precision_gradients_are_the_float32_ones_rounded_once(dtype, unit):
+    """The interpreter truncates to bfloat16, where GPUs round and err by half as much."""
     transform, logits, values = case(6, 101, dtype=dtype)
     loss, grad = loss_and_grad(transform, logits, values, backend="triton")
-    want, want_grad = loss_and_grad(transform, logits.float(), values, backend="triton")
+    want, wide = loss_and_grad(transform, logits.float(), values, backend="triton")
     assert grad.dtype == dtype
     assert torch.equal(loss, want)
-    assert torch.equal(grad, want_grad.to(dtype))
+    # Plus half the smallest step of float16.
+    assert ((grad.float() - wide).abs() <= unit * wide.abs() + 2.0**-25).all()
 
 
 def test_rows_may_lie_apart_and_have_any_leading_dimensions():
@@ -105,6 +107,8 @@ def test_a_logit_of_minus_infinity_costs_nothing_where_there_is_no_mass():
     assert (grad[0, :5] == 0).all()
 
 
+# Dynamo itself makes an instance of the autograd function.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.usefixtures("without_shape_checks")
 def test_a_nan_in_a_compiled_graph_stays_in_its_row():
     transform = HLGauss(Support(-10.0, 10.0, 51))
@@ -134,6 +138,8 @@ def test_operators_pass_opcheck():
     torch.library.opcheck(hl_gauss_backward, (logits, values, *grid, values, values, *numbers))
 
 
+# Dynamo itself makes an instance of the autograd function.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.usefixtures("without_shape_checks")
 def test_loss_and_gradient_compile_as_one_graph():
     transform, logits, values = case(3, 51)
