@@ -91,7 +91,7 @@ def gradient_kernel(
 
 
 def _shares(num_bins: int) -> dict[str, int]:
-    block = triton.next_power_of_2(num_bins)
+    block = int(triton.next_power_of_2(num_bins))
     return {"num_bins": num_bins, "BLOCK": block, "num_warps": max(1, min(8, block // 256))}
 
 

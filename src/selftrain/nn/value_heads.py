@@ -123,6 +123,7 @@ class CategoricalValueHead(nn.Module):
                 logits, targets, grid=self._grid(logits), backend=backend
             )
         else:
+            assert target_probs is not None  # noqa: S101 - one of the two is given
             loss = categorical_cross_entropy(logits, target_probs)
         return _weighted(loss, weights)
 
