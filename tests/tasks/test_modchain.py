@@ -52,7 +52,9 @@ def test_only_the_worked_part_has_solutions(parts):
 
 def test_known_facts_are_worked_rightly_and_the_others_guessed():
     """Of a fact that is shown often: always right, or right about once in m."""
-    parts = modular_chains(modulus=7, known_fraction=0.5, guessed_fraction=1.0, **SIZES | {"num_sft": 3000})
+    parts = modular_chains(
+        modulus=7, known_fraction=0.5, guessed_fraction=1.0, **SIZES | {"num_sft": 3000}
+    )
     shown: dict[str, list[bool]] = {}
     for problem in parts.sft.problems:
         for fact, result in steps(problem.solution):
@@ -154,3 +156,9 @@ def test_the_final_answer_is_the_digit_after_the_last_mark():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         modular_chains(**{**SIZES, **arguments})
+
+
+def test_the_references_of_unsolved_problems_are_right_all_the_way(parts):
+    texts = [problem.meta["reference"] for problem in parts.test.problems]
+    for grader in (parts.test.grader, parts.test.hidden_grader):
+        assert {g.score for g in grader.grade(parts.test.problems, texts)} == {1.0}
