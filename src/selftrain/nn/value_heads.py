@@ -7,6 +7,7 @@ numbers. The scalar head has one bin, which holds the prediction itself.
 """
 
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from jaxtyping import Float, Int64, Real
@@ -167,7 +168,7 @@ class CategoricalValueHead(nn.Module):
         self.register_buffer("centers", grid.centers)
         self.register_buffer("rest", grid.rest, persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = self.centers
         super()._apply(fn, recurse)
         after = self.centers
@@ -188,8 +189,8 @@ class CategoricalValueHead(nn.Module):
         error_msgs: list[str],
     ) -> None:
         saved, own = state_dict.get(f"{prefix}centers"), self.centers
-        comparable = saved is not None and not saved.is_meta and not own.is_meta
-        if comparable and saved.shape == own.shape:
+        on_meta = own.is_meta or (saved is not None and saved.is_meta)
+        if saved is not None and not on_meta and saved.shape == own.shape:
             step = self.transform.bins.step
             gap = (saved.to(own) - own).abs().max().item()
             if not gap <= 1e-3 * step:
