@@ -91,7 +91,7 @@ def test_gradients_pass_gradcheck():
     probs = torch.rand(4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     probs /= probs.sum(-1, keepdim=True)
     torch.autograd.gradcheck(categorical_cross_entropy, (logits, probs))
-    for transform in (HLGauss(Support(-1.0, 1.0, 9)), HLGauss(Support(-1, 1, 9), 0.1)):
+    for transform in (HLGauss(Support(-1.0, 1.0, 9)), HLGauss(Support(-1.0, 1.0, 9), 0.1)):
         torch.autograd.gradcheck(lambda x, t=transform: t.cross_entropy(x, values), logits)
 
 

@@ -24,7 +24,8 @@ def target_masses(values, centers, rest, row, column, first, step, inverse, num_
     """Return the probability of each bin of a row: see ``ops.HLGauss``."""
     value = tl.load(values + row)
     place = tl.floor((value - first) / step + 0.5)
-    # A NaN becomes a bin here, and comes back below.
+    # A NaN is at some bin, not at an address out of bounds, and comes back below.
+    place = tl.where(place == place, place, 0.0)
     near = tl.minimum(tl.maximum(place, 0.0), num_bins - 1.0).to(tl.int32)
     distance = ((value - tl.load(centers + near)) - tl.load(rest + near)) / step
     # Integers first: what remains of the value is small, and exact.
