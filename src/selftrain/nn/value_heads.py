@@ -7,7 +7,6 @@ numbers. The scalar head has one bin, which holds the prediction itself.
 """
 
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int64, Real
@@ -168,7 +167,9 @@ class CategoricalValueHead(nn.Module):
         self.register_buffer("centers", grid.centers)
         self.register_buffer("rest", grid.rest, persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(  # pyrefly: ignore[bad-override]
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> nn.Module:
         before = self.centers
         super()._apply(fn, recurse)
         after = self.centers
