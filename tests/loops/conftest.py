@@ -9,6 +9,9 @@ from selftrain._core.rng import derive
 from selftrain.tasks.base import Grade, Problem, Task
 
 
+collect_ignore = ["crash_loop.py"]  # a script; it imports this file by its own name
+
+
 class FirstCharacter:
     """Right if the text begins with the answer."""
 
