@@ -8,7 +8,6 @@ from selftrain import Completion
 from selftrain._core.rng import derive
 from selftrain.tasks.base import Grade, Problem, Task
 
-
 collect_ignore = ["crash_loop.py"]  # a script; it imports this file by its own name
 
 
