@@ -5,7 +5,7 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from value_cases import (
     COMPILED,
     SUPPORT,
@@ -43,6 +43,8 @@ def test_codes_are_distributions_wherever_the_value_lies(transform, dtype):
     atoms=st.booleans(),
 )
 def test_codes_are_distributions_on_any_support(low, size, num, share, ratio, atoms):
+    # Narrower bins are refused, since float32 does not resolve them.
+    assume(size / num > 2e-6 * (abs(low) + size))
     support = Support(low, low + size, num)
     value = torch.tensor([low + share * size], dtype=torch.float32)
     for transform in (HLGauss(support, ratio, centers_on_bounds=atoms), TwoHot(support)):
