@@ -55,7 +55,8 @@ class Compiler:
             else:
                 signature[parameter.name] = _type_of(value)
         assert not arguments, f"{kernel.__name__} does not take {list(arguments)}"
-        dtype = signature.get("target", signature.get("grad", ""))
+        written = (signature[name] for name in ("target", "grad", "logits") if name in signature)
+        dtype = next(written, "")
         label = f"{kernel.__name__} sm_{self.arch} {dtype} {constants}"
         if label not in self.found:
             source = ASTSource(fn=kernel, signature=signature, constexprs=constants)

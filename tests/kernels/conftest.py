@@ -5,6 +5,7 @@
 
 from selftrain.kernels._dispatch import INTERPRETED
 
-collect_ignore = ["ahead_of_time_divergence.py"]  # a script, which finds the other one beside it
+# Scripts, which find the other one beside them.
+collect_ignore = ["ahead_of_time_divergence.py", "ahead_of_time_hl_gauss.py"]
 if not INTERPRETED:
     collect_ignore.append("interpreted")

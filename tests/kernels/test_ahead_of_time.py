@@ -22,6 +22,7 @@ KERNELS = {
     "stats_kernel",
     "threshold_kernel",
 }
+HL_GAUSS_KERNELS = {"loss_kernel", "gradient_kernel"}
 DIVERGENCE_KERNELS = {"row_stats_kernel", "sweep_kernel"}
 MOST_BYTES_SPILLED = 64
 # So that two programs of eight warps share a multiprocessor.
@@ -73,3 +74,20 @@ def test_divergences_compile_for_every_kind_and_type_of_gradient_for_sm_80_and_s
             for dtype in ("*bf16", "*fp16", "*fp32"):
                 start = f"sweep_kernel {arch} {dtype}"
                 assert any(label.startswith(start) and f"'{kind}'" in label for label in labels)
+
+
+def test_the_kernels_of_hl_gauss_compile_for_sm_80_and_sm_90():
+    found = check("some", "ahead_of_time_hl_gauss.py")
+    assert {entry["kernel"].split()[0] for entry in found} == HL_GAUSS_KERNELS
+    assert max(entry["registers"] for entry in found) <= MOST_REGISTERS
+
+
+@pytest.mark.slow
+def test_hl_gauss_compiles_for_every_type_for_sm_80_and_sm_90():
+    found = check("all", "ahead_of_time_hl_gauss.py")
+    assert max(entry["registers"] for entry in found) <= MOST_REGISTERS
+    labels = [entry["kernel"] for entry in found]
+    for arch in ("sm_80", "sm_90"):
+        for dtype in ("*bf16", "*fp16", "*fp32"):
+            start = f"gradient_kernel {arch} {dtype}"
+            assert any(label.startswith(start) for label in labels)

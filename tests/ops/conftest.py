@@ -1,6 +1,11 @@
+import sys
+from pathlib import Path
+
 import jaxtyping
 import pytest
 import torch
+
+sys.path.append(str(Path(__file__).parent))  # cases that files share
 
 
 @pytest.fixture

@@ -156,3 +156,9 @@ def test_the_final_answer_is_the_digit_after_the_last_mark():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         modular_chains(**{**SIZES, **arguments})
+
+
+def test_the_references_of_unsolved_problems_are_right_all_the_way(parts):
+    texts = [problem.meta["reference"] for problem in parts.test.problems]
+    for grader in (parts.test.grader, parts.test.hidden_grader):
+        assert {g.score for g in grader.grade(parts.test.problems, texts)} == {1.0}

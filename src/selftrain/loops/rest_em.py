@@ -178,10 +178,8 @@ class ReSTEM:
             draw = self._draw(number)
             self._generate(self.files(number).samples, self.task, draw, f"round {number}: samples")
             if self.config.rationalize:
-                unsolved, again = (
-                    self._unsolved(number),
-                    replace(draw, first_index=draw.num_samples),
-                )
+                unsolved = self._unsolved(number)
+                again = replace(draw, first_index=draw.num_samples)
                 if unsolved is not None:
                     title = f"round {number}: hinted"
                     self._generate(self.files(number).hinted, unsolved, again, title, self._hint)

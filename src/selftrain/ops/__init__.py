@@ -1,4 +1,4 @@
-"""Pure functions over tensors: divergences, masks, noise, warping, verification."""
+"""Pure functions over tensors: divergences, values, masks, noise, warping, verification."""
 
 from selftrain.ops.divergence import (
     DIVERGENCES,
@@ -32,6 +32,7 @@ from selftrain.ops.linear_divergence import (
 from selftrain.ops.masking import PaddedTokens, completion_mask, masked_mean, pad_sequences
 from selftrain.ops.philox import Stream, gumbel, philox, uniform
 from selftrain.ops.sampled_kl import KLEstimator, kl_estimate, policy_kl_loss
+from selftrain.ops.scalar_transforms import Identity, MuZeroScale, ScalarTransform, Symlog
 from selftrain.ops.topk_divergence import sampled_forward_kl, topk_divergence
 from selftrain.ops.tree import (
     TreeVerdict,
@@ -40,6 +41,16 @@ from selftrain.ops.tree import (
     node_depths,
     verify_tree,
     verify_tree_greedy,
+)
+from selftrain.ops.value_loss import categorical_cross_entropy
+from selftrain.ops.value_transforms import (
+    C51,
+    Grid,
+    HLGauss,
+    OneHot,
+    Support,
+    TwoHot,
+    ValueTransform,
 )
 from selftrain.ops.verification import sample_tokens, verify_draft
 from selftrain.ops.verify import (
@@ -53,9 +64,13 @@ from selftrain.ops.verify import (
 from selftrain.ops.warp import inverse_cdf, warp_logits
 
 __all__ = [
+    "C51",
     "DIVERGENCES",
     "DivergenceKind",
+    "Grid",
+    "HLGauss",
     "Head",
+    "Identity",
     "JSDScale",
     "KLEstimator",
     "Lenience",
@@ -64,13 +79,21 @@ __all__ = [
     "LeviathanLenience",
     "LinearDivergence",
     "MixtureLenience",
+    "MuZeroScale",
+    "OneHot",
     "PaddedTokens",
+    "ScalarTransform",
     "Stream",
+    "Support",
+    "Symlog",
     "TreeVerdict",
+    "TwoHot",
     "TypicalAcceptance",
+    "ValueTransform",
     "Verdict",
     "amari_divergence",
     "ancestor_mask",
+    "categorical_cross_entropy",
     "completion_mask",
     "divergence",
     "forward_kl",

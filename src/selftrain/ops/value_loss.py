@@ -1,0 +1,155 @@
+r"""Cross entropy over the bins of a value, with its gradient in closed form.
+
+.. math:: L = -\sum_i t_i \log q_i, \qquad \partial L / \partial l_i = q_i \sum_j t_j - t_i,
+          \qquad q = \mathrm{softmax}(l)
+
+so that for probabilities t each component of the gradient lies within [-1, 1], whatever the error.
+Shape letters: N rows, Z bins, W bins of a window.
+"""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from selftrain.kernels._dispatch import Backend, choose
+from selftrain.ops._bins import Bins, Grid, at_least_float32, check_probs
+
+__all__ = ["categorical_cross_entropy"]
+
+# A normal law has 1e-9 of its mass farther away than this many sigma: less than float32 rounds off.
+_WINDOW_SIGMAS = 6.0
+
+
+def categorical_cross_entropy(
+    logits: Float[Tensor, "*batch bins"], target_probs: Float[Tensor, "*batch bins"]
+) -> Float[Tensor, "*batch"]:
+    """Return the cross entropy of given probabilities under softmax(logits), in nats.
+
+    In float32, or float64 if that is given, under autocast as well. A bin without target mass
+    counts 0 even where the logit is -inf. First derivatives only, with respect to the logits.
+
+    Args:
+        logits: Of the network.
+        target_probs: Probabilities in the last dimension; they get no gradient.
+
+    Raises:
+        ValueError: If the shapes or devices differ, or (on CPUs, outside of compiled graphs) a row
+            is no distribution.
+
+    Example:
+        >>> categorical_cross_entropy(torch.zeros(1, 2), torch.tensor([[0.5, 0.5]]))
+        tensor([0.6931])
+    """
+    check_same_place("target_probs", target_probs, "logits", logits)
+    if logits.shape != target_probs.shape:
+        raise ValueError(
+            f"logits has shape {tuple(logits.shape)}, target_probs {tuple(target_probs.shape)}; "
+            "they must be equal (nothing is broadcast). For logits of all actions, take those of "
+            "the actions that the targets are of."
+        )
+    check_probs("target_probs", target_probs)
+    return _CrossEntropy.apply(logits, target_probs.detach())
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Keeps the log-probabilities and the target."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        dtype = torch.promote_types(at_least_float32(logits).dtype, target.dtype)
+        log_q, target = torch.log_softmax(logits.to(dtype), -1), target.to(dtype)
+        ctx.save_for_backward(log_q, target)
+        ctx.logits_dtype = logits.dtype
+        return -torch.where(target == 0, 0.0, target * log_q).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        log_q, target = ctx.saved_tensors
+        grad = log_q.exp().mul_(target.sum(-1, keepdim=True)).sub_(target)
+        return grad.mul_(grad_outputs[0][..., None]).to(ctx.logits_dtype), None
+
+
+def hl_gauss_cross_entropy(
+    logits: Tensor,
+    values: Tensor,
+    bins: Bins,
+    grid: Grid,
+    *,
+    sigma_ratio: float,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Return the cross entropy of HL-Gauss codes without writing these.
+
+    Args:
+        logits: ``[*batch, Z]``.
+        values: ``[*batch]``, behind the scalar transform and clamped.
+        bins: Where the bins are.
+        grid: Their centres, on the device.
+        sigma_ratio: Standard deviation in bins.
+        backend: As in :func:`selftrain.ops.divergence`.
+    """
+    check_same_place("values", values, "logits", logits)
+    if logits.shape[-1:] != (bins.num,):
+        raise ValueError(
+            f"logits must have {bins.num} bins in the last dimension, got shape "
+            f"{tuple(logits.shape)}."
+        )
+    if logits.shape[:-1] != values.shape:
+        raise ValueError(
+            f"logits has rows of shape {tuple(logits.shape[:-1])}, the values have shape "
+            f"{tuple(values.shape)}; they must be equal (nothing is broadcast). For logits of all "
+            "actions, take those of the actions that the values are of."
+        )
+    rows_NZ, values_N = logits.reshape(-1, bins.num), values.reshape(-1)
+    if choose(backend, values if values.dtype == torch.float64 else logits) == "triton":
+        from selftrain.kernels.hl_gauss import hl_gauss_rows
+
+        loss_N = hl_gauss_rows(rows_NZ, values_N, *grid, bins.first, bins.step, sigma_ratio)
+    else:
+        near_N, distance_N = bins.locate(values_N, grid)
+        loss_N = _HLGaussCrossEntropy.apply(rows_NZ, near_N, distance_N, sigma_ratio)
+    return loss_N.reshape(values.shape)
+
+
+class _HLGaussCrossEntropy(torch.autograd.Function):
+    """Computes target masses in the bins near the value only; keeps them and log-probabilities."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_NZ: Tensor, near_N: Tensor, distance_N: Tensor, sigma_ratio: float
+    ) -> Tensor:
+        dtype = torch.promote_types(at_least_float32(logits_NZ).dtype, distance_N.dtype)
+        log_q_NZ = torch.log_softmax(logits_NZ.to(dtype), -1)
+        num = logits_NZ.shape[1]
+        reach = math.ceil(min(_WINDOW_SIGMAS * sigma_ratio, num)) + 1
+        width = min(2 * reach + 1, num)
+        first_N = (near_N - reach).clamp(0, num - width)
+        steps = torch.arange(width + 1, device=near_N.device)
+        # Edges of the window, from the centre of the nearest bin, from the value, in sqrt(2) sigma.
+        from_value_N = (first_N - near_N).to(dtype) - 0.5 - distance_N.to(dtype)
+        cumulative = torch.erf((from_value_N[:, None] + steps) / (math.sqrt(2) * sigma_ratio))
+        target_NW = cumulative[:, 1:] - cumulative[:, :-1]
+        target_NW /= cumulative[:, -1:] - cumulative[:, :1]
+        places_NW = first_N[:, None] + steps[:-1]
+        near_log_q_NW = log_q_NZ.gather(1, places_NW)
+        ctx.save_for_backward(log_q_NZ, target_NW, places_NW)
+        ctx.logits_dtype = logits_NZ.dtype
+        return -torch.where(target_NW == 0, 0.0, target_NW * near_log_q_NW).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        log_q_NZ, target_NW, places_NW = ctx.saved_tensors
+        grad_NZ = log_q_NZ.exp().scatter_add_(1, places_NW, -target_NW)
+        grad_NZ = grad_NZ.mul_(grad_outputs[0][:, None]).to(ctx.logits_dtype)
+        return grad_NZ, None, None, None
+
+
+def check_same_place(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise ``ValueError`` unless both tensors are on one device."""
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name} is on {tensor.device}, {other_name} on {other.device}; move one to the other."
+        )
