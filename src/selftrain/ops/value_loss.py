@@ -119,7 +119,7 @@ def _hl_gauss_rows(logits_NZ: Tensor, values_N: Tensor, bins: Bins, sigma_ratio:
     """Return the loss of each row, from the bins near its value only.
 
     The gradient is left to torch: that of log-softmax is one pass, and what lies before it is
-    narrow. A function of our own with the same passes was slower.
+    narrow.
     """
     dtype = torch.promote_types(at_least_float32(logits_NZ).dtype, values_N.dtype)
     log_q = torch.log_softmax(logits_NZ.to(dtype), -1)
