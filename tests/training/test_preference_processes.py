@@ -40,7 +40,8 @@ def lines(folder):
 
 
 # One pass, and passes that split groups: the busier process makes more of them than the other.
-@pytest.mark.parametrize("max_tokens", [pytest.param("16384", marks=pytest.mark.slow), "45"])
+@pytest.mark.slow
+@pytest.mark.parametrize("max_tokens", ["16384", "45"])
 def test_two_processes_give_the_gradients_of_one(tmp_path, max_tokens):
     one, two = tmp_path / "one", tmp_path / "two"
     finish([sys.executable, WORKER, one, "3", max_tokens])

@@ -251,7 +251,7 @@ def as_float(name: str, values: Tensor) -> Tensor:
     """
     if values.dtype == torch.bool or values.is_complex():
         raise TypeError(f"{name} must be real numbers, got {values.dtype}.")
-    values = at_least_float32(values.detach())
+    values = at_least_float32(values.detach() if values.requires_grad else values)
     if values.device.type == "cpu" and not torch.compiler.is_compiling():
         # One pass over finite values; a sum that overflows is looked at again.
         finite = math.isfinite(values.sum().item()) or bool(values.isfinite().all())

@@ -21,6 +21,8 @@ __all__ = ["categorical_cross_entropy"]
 
 # A normal law has 1e-9 of its mass farther away than this many sigma: less than float32 rounds off.
 _WINDOW_SIGMAS = 6.0
+# Up to so many logits all bins cost less than finding those near the value.
+_FEW_LOGITS = 2**13
 
 
 def categorical_cross_entropy(
@@ -63,7 +65,7 @@ class _CrossEntropy(torch.autograd.Function):
         log_q, target = torch.log_softmax(logits.to(dtype), -1), target.to(dtype)
         ctx.save_for_backward(log_q, target)
         ctx.logits_dtype = logits.dtype
-        return -torch.where(target == 0, 0.0, target * log_q).sum(-1)
+        return -_dot_log_probs(target, log_q)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -109,42 +111,46 @@ def hl_gauss_cross_entropy(
 
         loss_N = hl_gauss_rows(rows_NZ, values_N, *grid, bins.first, bins.step, sigma_ratio)
     else:
-        near_N, distance_N = bins.locate(values_N, grid)
-        loss_N = _HLGaussCrossEntropy.apply(rows_NZ, near_N, distance_N, sigma_ratio)
+        loss_N = _hl_gauss_rows(rows_NZ, values_N, bins, sigma_ratio)
     return loss_N.reshape(values.shape)
 
 
-class _HLGaussCrossEntropy(torch.autograd.Function):
-    """Computes target masses in the bins near the value only; keeps them and log-probabilities."""
+def _hl_gauss_rows(logits_NZ: Tensor, values_N: Tensor, bins: Bins, sigma_ratio: float) -> Tensor:
+    """Return the loss of each row, from the bins near its value only.
 
-    @staticmethod
-    def forward(
-        ctx: Any, logits_NZ: Tensor, near_N: Tensor, distance_N: Tensor, sigma_ratio: float
-    ) -> Tensor:
-        dtype = torch.promote_types(at_least_float32(logits_NZ).dtype, distance_N.dtype)
-        log_q_NZ = torch.log_softmax(logits_NZ.to(dtype), -1)
-        num = logits_NZ.shape[1]
-        reach = math.ceil(min(_WINDOW_SIGMAS * sigma_ratio, num)) + 1
-        width = min(2 * reach + 1, num)
-        first_N = (near_N - reach).clamp(0, num - width)
-        steps = torch.arange(width + 1, device=near_N.device)
-        # Edges of the window, from the centre of the nearest bin, from the value, in sqrt(2) sigma.
-        from_value_N = (first_N - near_N).to(dtype) - 0.5 - distance_N.to(dtype)
-        cumulative = torch.erf((from_value_N[:, None] + steps) / (math.sqrt(2) * sigma_ratio))
-        target_NW = cumulative[:, 1:] - cumulative[:, :-1]
-        target_NW /= cumulative[:, -1:] - cumulative[:, :1]
-        places_NW = first_N[:, None] + steps[:-1]
-        near_log_q_NW = log_q_NZ.gather(1, places_NW)
-        ctx.save_for_backward(log_q_NZ, target_NW, places_NW)
-        ctx.logits_dtype = logits_NZ.dtype
-        return -torch.where(target_NW == 0, 0.0, target_NW * near_log_q_NW).sum(1)
+    The gradient is left to torch: that of log-softmax is one pass, and what lies before it is
+    narrow.
+    """
+    dtype = torch.promote_types(at_least_float32(logits_NZ).dtype, values_N.dtype)
+    log_q = torch.log_softmax(logits_NZ.to(dtype), -1)
+    # The difference of a value and an edge would not survive float32; of devices only MPS has
+    # nothing wider.
+    wide_N = values_N if values_N.device.type == "mps" else values_N.double()
+    place_N = (wide_N - bins.first) / bins.step
+    reach = math.ceil(min(_WINDOW_SIGMAS * sigma_ratio, bins.num)) + 1
+    width = 2 * reach + 1
+    if width >= bins.num or logits_NZ.numel() <= _FEW_LOGITS:
+        target = _masses(-0.5 - place_N, bins.num, sigma_ratio, dtype)
+    else:
+        # A NaN is at some place here, not at an index out of bounds, and its masses are NaN.
+        first_N = (place_N - (reach - 0.5)).floor().long().clamp(0, bins.num - width)
+        target = _masses(first_N - 0.5 - place_N, width, sigma_ratio, dtype)
+        log_q = log_q.gather(1, first_N[:, None] + torch.arange(width, device=first_N.device))
+    return _dot_log_probs(target, log_q).neg()
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        log_q_NZ, target_NW, places_NW = ctx.saved_tensors
-        grad_NZ = log_q_NZ.exp().scatter_add_(1, places_NW, -target_NW)
-        grad_NZ = grad_NZ.mul_(grad_outputs[0][:, None]).to(ctx.logits_dtype)
-        return grad_NZ, None, None, None
+
+def _dot_log_probs(probs: Tensor, log_probs: Tensor) -> Tensor:
+    """Return the sums of products; a bin without mass counts 0 even where the logarithm is -inf."""
+    return (probs * log_probs.masked_fill(probs == 0, 0.0)).sum(-1)
+
+
+def _masses(start_N: Tensor, width: int, sigma_ratio: float, dtype: torch.dtype) -> Tensor:
+    """Return the shares of a normal law around 0 in ``width`` bins from ``start_N`` on."""
+    steps = torch.arange(width + 1, dtype=start_N.dtype, device=start_N.device)
+    u_NW = (start_N[:, None] + steps).to(dtype).mul_(1 / (math.sqrt(2) * sigma_ratio))
+    cumulative = u_NW.erf_()
+    mass_NW = cumulative[:, 1:] - cumulative[:, :-1]
+    return mass_NW.div_(mass_NW.sum(1, keepdim=True))
 
 
 def check_same_place(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
