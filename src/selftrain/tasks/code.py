@@ -4,10 +4,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal, Self
 
-from selftrain._core.checks import check_choice
+from selftrain._core.checks import check_choice, check_int
 from selftrain.errors import GradingError
 from selftrain.tasks.assertions import SplitAssert, split_assert
 from selftrain.tasks.base import Grade, Problem
+from selftrain.tasks.packing import run_packed
 from selftrain.tasks.predicates import PredicateError
 from selftrain.tasks.sandbox import Outcome, Program, Result, Sandbox
 
@@ -58,6 +59,9 @@ class CodeGrader:
         template: Text with ``{code}`` that the program is put into, such as
             ``"def f(x):\n    return {code}"`` for expressions.
         partial: Score the share of tests that pass.
+        max_packed: How many programs may share a process, of those that are one function which
+            returns an expression of numbers and lists, and so cannot meddle with the others; all
+            the rest have a process of their own. For short expressions a process costs most.
 
     Raises:
         ValueError: If an argument is not allowed.
@@ -79,13 +83,15 @@ class CodeGrader:
         extract: Callable[[str], str | None] = extract_code,
         template: str | None = None,
         partial: bool = False,
+        max_packed: int = 1,
     ) -> None:
+        check_int("max_packed", max_packed, low=1)
         check_choice("mode", mode, ("auto", "outputs", "asserts"))
         if template is not None and _CODE not in template:
             raise ValueError(f"template must hold {_CODE}, got {template!r}.")
         self._sandbox = Sandbox() if sandbox is None else sandbox
         self._mode, self._hidden, self._extract = mode, hidden, extract
-        self._template, self._partial = template, partial
+        self._template, self._partial, self._max_packed = template, partial, max_packed
         self._setup_works: dict[tuple[str, str], bool] = {}
 
     def __enter__(self) -> Self:
@@ -115,7 +121,7 @@ class CodeGrader:
         codes = [self._extract(text) for text in texts]
         work = list(zip(problems, tests, codes, strict=True))
         programs = [self._program(p, some, code) for p, some, code in work if some and code]
-        outcomes = iter(self._sandbox.run(programs) if programs else [])
+        outcomes = iter(run_packed(self._sandbox, programs, max_programs=self._max_packed))
         return [
             _ungraded(some) if not (some and code) else self._judge(problem, some, next(outcomes))
             for problem, some, code in work

@@ -26,6 +26,7 @@ PROGRAM = "def f(x):\n    return {code}"
 """What an expression is put into."""
 _DIGITS = string.digits + string.ascii_lowercase
 _NUM_SHOWN, _NUM_HIDDEN = 3, 10
+_MAX_PACKED = 32
 
 Value = int | list[int]
 
@@ -105,8 +106,10 @@ def list_programs(
     sizes = {"sft": num_sft, "train": num_train, "validation": num_validation, "test": num_test}
     problems = draw_distinct(sum(sizes.values()), lambda: _draw(rng, max_length))
     sandbox = Sandbox() if sandbox is None else sandbox
-    grader = GradeOnce(CodeGrader(sandbox=sandbox, template=PROGRAM))
-    hidden = GradeOnce(CodeGrader(sandbox=sandbox, template=PROGRAM, hidden=True))
+    grader, hidden = (
+        GradeOnce(CodeGrader(sandbox=sandbox, template=PROGRAM, hidden=h, max_packed=_MAX_PACKED))
+        for h in (False, True)
+    )
     return TaskParts(
         **{
             name: Task(f"listprog-{name}", part, grader, hidden, final_answer)
