@@ -15,7 +15,7 @@ from selftrain.tasks.sandbox import Outcome, Program, Sandbox
 _MAX_LENGTH = 500
 """Longer programs run alone; the parser of this process is not to be tried by them."""
 _FUNCTIONS = frozenset(
-    "abs all any bool enumerate int len list max min reversed set sorted sum tuple zip".split()
+    ["abs", "all", "any", "bool", "enumerate", "int", "len", "list", "max", "min", "reversed", "set", "sorted", "sum", "tuple", "zip"]
 )
 _NODES = (
     *(ast.List, ast.Tuple, ast.Slice),
