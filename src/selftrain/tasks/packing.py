@@ -14,9 +14,8 @@ from selftrain.tasks.sandbox import Outcome, Program, Sandbox
 
 _MAX_LENGTH = 500
 """Longer programs run alone; the parser of this process is not to be tried by them."""
-_FUNCTIONS = frozenset(
-    ["abs", "all", "any", "bool", "enumerate", "int", "len", "list", "max", "min", "reversed", "set", "sorted", "sum", "tuple", "zip"]
-)
+_BUILTIN = (abs, all, any, bool, enumerate, int, len, list, max, min, reversed, set, sorted)
+_FUNCTIONS = frozenset(function.__name__ for function in (*_BUILTIN, sum, tuple, zip))
 _NODES = (
     *(ast.List, ast.Tuple, ast.Slice),
     *(ast.ListComp, ast.GeneratorExp, ast.comprehension),
