@@ -1,6 +1,7 @@
 """A sampler over HTTP, against a loopback server that samples from a real tiny model."""
 
 import json
+import re
 import time
 
 import pytest
@@ -162,9 +163,19 @@ def test_new_adapters_replace_old_ones(serve, tmp_path):
     for number in (1, 2):
         sampler.load_weights(tmp_path)
         sampler.sample([PROMPTS[0]], params=PARAMS)
-        assert server.requests[-1]["model"] == f"tiny-{number}"
-    assert server.names == {"tiny", "tiny-2"}
+        assert re.fullmatch(f"tiny-[0-9a-f]{{8}}-{number}", server.requests[-1]["model"])
+        assert server.names == {"tiny", server.requests[-1]["model"]}
     assert server.adapters[0]["lora_path"] == str(tmp_path)
+
+
+def test_a_server_that_outlives_a_sampler_takes_the_adapters_of_the_next(serve, tmp_path):
+    server, sampler = serve()
+    (tmp_path / "adapter_config.json").write_text("{}")
+    sampler.load_weights(tmp_path)
+    with EndpointSampler(server.url, "tiny") as another:
+        another.load_weights(tmp_path)
+        assert another.model != sampler.model
+        assert server.names == {"tiny", sampler.model, another.model}
 
 
 def test_a_folder_without_an_adapter_is_refused(serve, tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,7 +72,8 @@ class EndpointSampler:
         self.model, self.tokenizer, self.max_concurrency = model, tokenizer, max_concurrency
         self._base_model = model
         self._dialect = generous_request
-        self._adapters = itertools.count(1)
+        # A server may outlive this process, and refuses a name that it has loaded already.
+        self._adapters = (f"{model}-{secrets.token_hex(4)}-{i}" for i in itertools.count(1))
         self._client = JsonClient(
             base_url,
             api_key=api_key,
@@ -134,8 +136,8 @@ class EndpointSampler:
                 "serve full weights, restart it on them."
             )
         before = self.model
-        name = f"{self._base_model}-{next(self._adapters)}"
-        self._administer("/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+        name, place = next(self._adapters), str(Path(path).resolve())
+        self._administer("/load_lora_adapter", {"lora_name": name, "lora_path": place})
         self.model = name
         if before != self._base_model:
             self._administer("/unload_lora_adapter", {"lora_name": before})

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from selftrain._core.checks import check_int
+from selftrain.tasks.characters import small_llama
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,26 +25,11 @@ class ModelShape:
 
 
 def new_llama(shape: ModelShape, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Return an untrained Llama for a tokenizer, with tied embeddings."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    heads = shape.width // 32
-    # transformers' default deviation of 0.02 suits widths of thousands; a narrow and deep model
-    # begins to learn late with it.
-    deviation = 0.7 * shape.width**-0.5
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=shape.width,
-            intermediate_size=8 * shape.width // 3 // 8 * 8,
-            num_hidden_layers=shape.num_layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            initializer_range=deviation,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    """Return an untrained Llama for a tokenizer; torch's global generator draws the weights."""
+    return small_llama(
+        tokenizer,
+        num_layers=shape.num_layers,
+        width=shape.width,
+        max_positions=1024,
+        seed=None,
     )

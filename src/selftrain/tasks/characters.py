@@ -1,5 +1,6 @@
 """A character tokenizer and a small model for the tasks that are learnt from scratch."""
 
+import contextlib
 import string
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,11 @@ from selftrain._core.checks import check_int
 from selftrain._core.rng import seeded_torch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import (
+        PreTrainedModel,
+        PreTrainedTokenizerBase,
+        PreTrainedTokenizerFast,
+    )
 
 CHARACTERS = string.digits + string.ascii_lowercase + " +-*/%()[],:;=<>#.?\n"
 """What :func:`character_tokenizer` knows by default; with the special tokens 59 symbols."""
@@ -54,12 +59,12 @@ def character_tokenizer(characters: str = CHARACTERS) -> "PreTrainedTokenizerFas
 
 
 def small_llama(
-    tokenizer: "PreTrainedTokenizerFast",
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     num_layers: int = 2,
     width: int = 64,
     max_positions: int = 128,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> "PreTrainedModel":
     """Return an untrained Llama for a tokenizer: 0.1 million parameters by default.
 
@@ -70,7 +75,8 @@ def small_llama(
         num_layers: Transformer layers.
         width: Hidden size, a multiple of 32.
         max_positions: Longest text, prompt and completion, in tokens.
-        seed: Sets the first weights; torch's global generator is left as it is.
+        seed: Sets the first weights, and torch's global generator is left as it is; None: that one
+            draws them.
 
     Raises:
         ValueError: If a size is out of range.
@@ -94,9 +100,9 @@ def small_llama(
         tie_word_embeddings=True,
         # transformers' default of 0.02 suits widths of thousands; a narrow model learns late then.
         initializer_range=0.7 * width**-0.5,
-        bos_token_id=None,
+        bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with seeded_torch(seed, "small_llama"):
+    with contextlib.nullcontext() if seed is None else seeded_torch(seed, "small_llama"):
         return LlamaForCausalLM(config)
