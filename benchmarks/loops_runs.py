@@ -64,10 +64,9 @@ class Setting:
     temperature: float = 1.0
     steps: int = 400
     rate: float = 2e-3
-    batch_size: int = 128
+    batch_size: int = 64
     weight_decay: float = 0.0
     num_test_samples: int = 16
-    vstar_rounds: int = 1
     vstar_dedupe: str | None = "text"
     num_candidates: int = 32
     dpo_steps: int = 300
@@ -120,7 +119,7 @@ class Setting:
         """Return V-STaR's settings; its generator starts from the supervised model."""
         generator = replace(
             self.loop(seed),
-            num_rounds=self.vstar_rounds,
+            num_rounds=1,
             cap=None if self.vstar_dedupe else self.cap,
             dedupe=self.vstar_dedupe,  # pyrefly: ignore[bad-argument-type]
             data="all",
@@ -342,13 +341,7 @@ class Bench:
         folder, setting = self.folder / "vstar", self.setting
         base = self.base()
         writer = RowWriter(self.parts.train, base, self.tokenizer)
-        samples = [
-            sample
-            for number in range(setting.vstar_rounds)
-            for sample in SampleStore(
-                folder / "generator" / "rounds" / f"{number:03d}" / "samples"
-            ).load()
-        ]
+        samples = SampleStore(folder / "generator/rounds/000/samples").load()
         groups = answer_groups(
             samples, writer, max_per_class=setting.max_per_class, seed=self.seed
         ).groups
@@ -414,11 +407,28 @@ def _once(bench: Bench) -> Row:
     return bench.restem("once", num_rounds=1, num_samples=setting.num_samples * setting.num_rounds)
 
 
+def _vstar_twice(bench: Bench) -> Row:
+    generator = replace(bench.setting.vstar(bench.seed).generator, num_rounds=2)
+    return bench.vstar("vstar_twice", generator=generator)
+
+
 def _vstar_once(bench: Bench) -> Row:
-    config, setting = bench.setting.vstar(bench.seed), bench.setting
-    num_samples = setting.num_samples * setting.vstar_rounds
-    generator = replace(config.generator, num_rounds=1, num_samples=num_samples)
-    return bench.vstar("vstar_once", generator=generator)
+    """As many samples as those of two rounds, all from the supervised model."""
+    num_samples = 2 * bench.setting.num_samples
+    generator = bench.setting.vstar(bench.seed).generator
+    return bench.vstar("vstar_once", generator=replace(generator, num_samples=num_samples))
+
+
+def _vstar_last(bench: Bench) -> Row:
+    """The generator and the candidates of two rounds, with a verifier that saw the second alone."""
+    for part in ("generator", "candidates"):
+        shutil.copytree(
+            bench.folder / "vstar_twice" / part,
+            bench.folder / "vstar_last" / part,
+            dirs_exist_ok=True,
+        )
+    generator = replace(bench.setting.vstar(bench.seed).generator, num_rounds=2)
+    return bench.vstar("vstar_last", generator=generator, verifier_data="last")
 
 
 RUNS: dict[str, Callable[[Bench], Row]] = {
@@ -431,7 +441,9 @@ RUNS: dict[str, Callable[[Bench], Row]] = {
     "few": _few,
     "own_one": lambda bench: bench.supervised(_own),
     "human": lambda bench: bench.supervised(_given),
+    "vstar_twice": _vstar_twice,
     "vstar_once": _vstar_once,
+    "vstar_last": _vstar_last,
     "curves": lambda bench: bench.curves(),
     "orm": lambda bench: bench.outcome_reward(),
 }
@@ -450,8 +462,10 @@ FOLLOWING_FOR_ORDERINGS: dict[str, Sequence[str]] = {
         "own_one",
         "human",
         "vstar_once",
+        "vstar_twice",
     ),
     "vstar": ("orm",),
+    "vstar_twice": ("vstar_last",),
 }
 """The same with the runs that only the table of orderings needs."""
 SETTINGS = {
@@ -468,8 +482,8 @@ SETTINGS = {
         max_new_tokens=14,
         num_samples=16,
         cap=10,
-        sft_steps=700,
-        steps=350,
+        sft_steps=1200,
+        steps=500,
         vstar_dedupe=None,  # repetition is what tells right chains from lucky ones
         dpo_steps=400,
     ),
@@ -483,9 +497,9 @@ SETTINGS = {
             "num_test": 500,
         },
         max_new_tokens=14,
-        sft_steps=400,
+        sft_steps=500,
         dedupe="text",
-        steps=800,
+        steps=700,
         rate=3e-3,
         weight_decay=0.1,
     ),
@@ -523,7 +537,6 @@ def quick(setting: Setting) -> Setting:
         num_samples=4,
         steps=2,
         num_test_samples=4,
-        vstar_rounds=1,
         num_candidates=4,
         dpo_steps=2,
         orm_steps=2,
