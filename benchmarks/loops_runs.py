@@ -505,14 +505,14 @@ SETTINGS = {
     ),
     "listprog": Setting(
         task="listprog",
-        options={"num_sft": 1000, "num_train": 3000, "num_validation": 100, "num_test": 500},
+        # Many problems with few samples each: what is learnt goes by the number of solved problems.
+        options={"num_sft": 1500, "num_train": 10_000, "num_validation": 100, "num_test": 500},
         max_new_tokens=32,
-        num_rounds=3,
+        num_samples=2,
         dedupe="text",
-        batch_size=64,
-        sft_steps=400,
-        steps=500,
-        rate=3e-3,
+        batch_size=32,
+        sft_steps=800,
+        steps=600,
         weight_decay=0.1,
     ),
 }
