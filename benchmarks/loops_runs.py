@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,6 @@ Row = dict[str, Any]
 TASKS: dict[str, Callable[..., TaskParts]] = {
     "modchain": tasks.modular_chains,
     "countdown": tasks.countdown,
-    "listprog": tasks.list_programs,
 }
 
 
@@ -142,6 +141,12 @@ class Setting:
         )
 
 
+@lru_cache(maxsize=3)
+def _draw(name: str, seed: int, options: tuple[tuple[str, Any], ...]) -> TaskParts:
+    """Draw a task, once in a process."""
+    return TASKS[name](seed=seed, **dict(options))
+
+
 @dataclass(frozen=True)
 class Job:
     """One run of one task and seed."""
@@ -170,10 +175,11 @@ class Bench:
     @cached_property
     def parts(self) -> TaskParts:
         """The task of this seed."""
-        options = dict(self.setting.options)
-        if self.setting.task == "listprog":
-            options["sandbox"] = self._open.enter_context(Sandbox(num_workers=1))
-        return TASKS[self.setting.task](seed=self.seed, **options)
+        name, options = self.setting.task, self.setting.options
+        if name != "listprog":
+            return _draw(name, self.seed, tuple(options.items()))
+        sandbox = self._open.enter_context(Sandbox(num_workers=1))
+        return tasks.list_programs(seed=self.seed, sandbox=sandbox, **options)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -492,22 +498,24 @@ SETTINGS = {
         options={
             "max_number": 20,
             "num_sft": 1500,
-            "num_train": 8000,
+            "num_train": 7000,
             "num_validation": 100,
             "num_test": 500,
         },
         max_new_tokens=14,
         sft_steps=500,
         dedupe="text",
-        steps=700,
+        steps=600,
         rate=3e-3,
         weight_decay=0.1,
+        dpo_steps=250,
     ),
     "listprog": Setting(
         task="listprog",
         # Many problems with few samples each: what is learnt goes by the number of solved problems.
-        options={"num_sft": 1500, "num_train": 10_000, "num_validation": 100, "num_test": 500},
+        options={"num_sft": 1500, "num_train": 12_000, "num_validation": 100, "num_test": 500},
         max_new_tokens=32,
+        num_rounds=3,
         num_samples=2,
         dedupe="text",
         batch_size=32,

@@ -78,9 +78,21 @@ def from_row(row: dict[str, Any]) -> Sample:
     ids, grade = row.get("token_ids"), row.get("grade")
     typed: dict[str, Any] = {
         "token_ids": None if ids is None else tuple(ids),
-        "grade": None if grade is None else from_dict(Grade, grade),
+        "grade": None if grade is None else grade_from_row(grade),
     }
     return Sample(**{**row, **typed})
 
 
+def grade_from_row(row: dict[str, Any]) -> Grade:
+    """Read a grade that was written as a JSON object.
+
+    Raises:
+        ValueError: If the row has a field that grades have not, or lacks one.
+    """
+    if not {"score", "status"} <= row.keys() <= _GRADE_FIELDS:
+        return from_dict(Grade, row)  # says which
+    return Grade(**row)
+
+
+_GRADE_FIELDS = frozenset(f.name for f in fields(Grade))
 _FIELDS = tuple(f.name for f in fields(Sample))

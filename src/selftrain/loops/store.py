@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from selftrain._core.checks import check_int
-from selftrain._core.config import from_dict, to_dict
-from selftrain.loops.sample import Sample, SampleKey, from_row, to_row
+from selftrain._core.config import to_dict
+from selftrain.loops.sample import Sample, SampleKey, from_row, grade_from_row, to_row
 from selftrain.loops.shards import (
     Chunk,
     ShardWriter,
@@ -148,7 +148,7 @@ class SampleStore:
             for number, line in enumerate(chunk.lines, chunk.first_line):
                 row = json.loads(line)
                 round, problem_id, index = row["key"]
-                key, grade = (round, problem_id, index), from_dict(Grade, row["grade"])
+                key, grade = (round, problem_id, index), grade_from_row(row["grade"])
                 # Only the score: how long judging took differs from time to time.
                 if grades.setdefault(key, grade).score != grade.score:
                     raise _conflict(chunk, number, key, "grade")

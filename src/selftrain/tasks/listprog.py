@@ -9,12 +9,13 @@ same beyond them.
 
 import ast
 import string
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from selftrain._core.checks import check_int
+from selftrain._core.checks import check_int, check_range
 from selftrain._core.rng import derive
 from selftrain.tasks.base import Problem, Task
 from selftrain.tasks.code import CodeGrader
@@ -70,6 +71,7 @@ _REDUCERS = [
 def list_programs(
     *,
     max_length: int = 5,
+    easy_fraction: float = 0.0,
     num_sft: int = 1000,
     num_train: int = 3000,
     num_validation: int = 200,
@@ -85,6 +87,8 @@ def list_programs(
 
     Args:
         max_length: Longest input; the shortest has 3 elements.
+        easy_fraction: Share of the worked problems whose programs are a single operation; the
+            others are drawn as the problems to learn on are.
         num_sft: Number of worked problems.
         num_train: Number of problems to learn on by trial.
         num_validation: Number of problems for decisions.
@@ -102,9 +106,14 @@ def list_programs(
         (3, 10)
     """
     check_int("max_length", max_length, low=3, high=9)
+    check_range("easy_fraction", easy_fraction, low=0.0, high=1.0)
     rng = np.random.default_rng(derive(seed, "listprog"))
     sizes = {"sft": num_sft, "train": num_train, "validation": num_validation, "test": num_test}
-    problems = draw_distinct(sum(sizes.values()), lambda: _draw(rng, max_length))
+    seen: set[object] = set()
+    num_easy = round(easy_fraction * num_sft)
+    problems = draw_distinct(num_easy, lambda: _draw(rng, max_length, easy=True), seen=seen)
+    num_left = sum(sizes.values()) - num_easy
+    problems += draw_distinct(num_left, lambda: _draw(rng, max_length), seen=seen)
     sandbox = Sandbox() if sandbox is None else sandbox
     grader, hidden = (
         GradeOnce(CodeGrader(sandbox=sandbox, template=PROGRAM, hidden=h, max_packed=_MAX_PACKED))
@@ -121,13 +130,16 @@ def list_programs(
 def final_answer(problem: Problem, text: str) -> str | None:
     """Return the expression in a normal form (spaces, brackets), or None if it is none."""
     try:
-        return ast.unparse(ast.parse(text.strip(), mode="eval"))
+        with warnings.catch_warnings(action="ignore"):  # of what Python may refuse one day
+            return ast.unparse(ast.parse(text.strip(), mode="eval"))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
-def _draw(rng: np.random.Generator, max_length: int) -> Problem | None:
+def _draw(rng: np.random.Generator, max_length: int, *, easy: bool = False) -> Problem | None:
     parts = _draw_program(rng)
+    if easy and len(parts) > 1:
+        return None
     inputs: list[list[int]] = []
     while len(inputs) < _NUM_SHOWN + _NUM_HIDDEN:
         length = int(rng.integers(3, max_length + 1))
