@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from selftrain._core.checks import check_int, check_range
+from selftrain._core.checks import check_int
 from selftrain._core.rng import derive
 from selftrain.tasks.base import Problem, Task
 from selftrain.tasks.code import CodeGrader
@@ -71,7 +71,6 @@ _REDUCERS = [
 def list_programs(
     *,
     max_length: int = 5,
-    easy_fraction: float = 0.0,
     num_sft: int = 1000,
     num_train: int = 3000,
     num_validation: int = 200,
@@ -87,8 +86,6 @@ def list_programs(
 
     Args:
         max_length: Longest input; the shortest has 3 elements.
-        easy_fraction: Share of the worked problems whose programs are a single operation; the
-            others are drawn as the problems to learn on are.
         num_sft: Number of worked problems.
         num_train: Number of problems to learn on by trial.
         num_validation: Number of problems for decisions.
@@ -106,14 +103,9 @@ def list_programs(
         (3, 10)
     """
     check_int("max_length", max_length, low=3, high=9)
-    check_range("easy_fraction", easy_fraction, low=0.0, high=1.0)
     rng = np.random.default_rng(derive(seed, "listprog"))
     sizes = {"sft": num_sft, "train": num_train, "validation": num_validation, "test": num_test}
-    seen: set[object] = set()
-    num_easy = round(easy_fraction * num_sft)
-    problems = draw_distinct(num_easy, lambda: _draw(rng, max_length, easy=True), seen=seen)
-    num_left = sum(sizes.values()) - num_easy
-    problems += draw_distinct(num_left, lambda: _draw(rng, max_length), seen=seen)
+    problems = draw_distinct(sum(sizes.values()), lambda: _draw(rng, max_length))
     sandbox = Sandbox() if sandbox is None else sandbox
     grader, hidden = (
         GradeOnce(CodeGrader(sandbox=sandbox, template=PROGRAM, hidden=h, max_packed=_MAX_PACKED))
@@ -136,10 +128,8 @@ def final_answer(problem: Problem, text: str) -> str | None:
         return None
 
 
-def _draw(rng: np.random.Generator, max_length: int, *, easy: bool = False) -> Problem | None:
+def _draw(rng: np.random.Generator, max_length: int) -> Problem | None:
     parts = _draw_program(rng)
-    if easy and len(parts) > 1:
-        return None
     inputs: list[list[int]] = []
     while len(inputs) < _NUM_SHOWN + _NUM_HIDDEN:
         length = int(rng.integers(3, max_length + 1))
