@@ -92,7 +92,7 @@ class SumTree:
             before_B1 = sums_BF.gather(1, child_B1) - children_BF.gather(1, child_B1)
             rest_B = (rest_B - before_B1[:, 0]).clamp_(min=0.0)
             nodes = nodes * _FANOUT + child_B1[:, 0]
-        return nodes
+        return nodes.clamp_(max=self._size - 1)
 
 
 def last_of_each(indices: Tensor) -> Tensor:
