@@ -1,4 +1,4 @@
-from . import decoding, distill, loops, nn, ops, plots, report, stats, tasks, training
+from . import decoding, distill, envs, loops, nn, ops, plots, report, stats, tasks, training
 from .decoding.endpoint import EndpointSampler
 from .decoding.outcome import SpeculativeOutput, SpeculativeStats
 from .decoding.params import Completion, SamplingParams
@@ -44,6 +44,7 @@ __all__ = [
     "decoding",
     "distill",
     "divergence",
+    "envs",
     "loops",
     "measure_draft",
     "nn",

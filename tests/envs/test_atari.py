@@ -44,9 +44,9 @@ def seeds_of(seed, num_envs):
 
 @pytest.fixture(scope="module")
 def breakout():
-    """About two and a half games each of two, of lost lives that terminate."""
+    """More than a game each of two, of lost lives that terminate."""
     env = make_atari("breakout", 2, sticky=0.0, life_loss_terminates=True)
-    return play(env, 500)
+    return play(env, 300)
 
 
 def test_spaces_hold_what_comes_out(breakout):
@@ -62,7 +62,7 @@ def test_frames_and_rewards_are_those_of_ale_py(breakout):
     peer = ale(2, noop_max=30, life_loss_info=True)
     first, _ = peer.reset(seed=seeds_of(0, 2))
     rng = np.random.default_rng(1)
-    theirs = [peer.step(row) for row in rng.integers(4, size=(500, 2))]
+    theirs = [peer.step(row) for row in rng.integers(4, size=(300, 2))]
     np.testing.assert_array_equal(breakout[0], first[:, 0])
     for key in (REWARDS, TERMINATED, TRUNCATED):
         np.testing.assert_array_equal(column(breakout[1], key), column(theirs, key))
@@ -114,10 +114,10 @@ def test_the_action_of_a_beginning_is_ignored():
 
 
 def test_without_the_option_only_a_game_that_ended_terminates():
-    _, steps = play(make_atari("breakout", 2, sticky=0.0), 500)
+    _, steps = play(make_atari("breakout", 1, sticky=0.0), 260)
     terminated, over = column(steps, TERMINATED), column(steps, "game_over")
     np.testing.assert_array_equal(terminated, over)
-    assert over.sum() >= 2
+    assert over.any()
 
 
 def test_a_game_without_lives_is_not_over_at_zero_lives():

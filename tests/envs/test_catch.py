@@ -55,14 +55,14 @@ def test_following_the_ball_catches_all(size, num_balls, seed):
 def test_two_frames_tell_where_a_drifting_ball_lands():
     env = CatchVectorEnv(200, size=9, drift=True)
     frames, _ = env.reset(seed=0)
-    before, single = frames, 0
+    before, total = frames, 0
     for _ in range(8):
         actions = follow(frames, before)
         before = frames
         frames, rewards, _, _, _ = env.step(actions)
-        single += rewards.sum()
-    # The centre is at most 4 columns from where it lands, and 7 steps remain after the second frame.
-    assert single == 200
+        total += rewards.sum()
+    # The centre is at most 4 columns from where it lands; 7 steps remain after the second frame.
+    assert total == 200
 
 
 def test_every_column_is_caught_by_chance_once_in_a_while():
@@ -86,7 +86,8 @@ def test_the_step_after_an_end_begins_an_episode_whatever_the_action():
     frames, rewards, terminated, truncated, _ = env.step(np.array([0, 1, 2]))
     assert (frames[:, 0].sum(-1) == 255).all()
     assert [p[2] for p in positions(frames)] == [2, 2, 2]
-    assert not (rewards.any() or terminated.any() or truncated.any())
+    for nothing in (rewards, terminated, truncated):
+        assert not nothing.any()
 
 
 def test_a_new_ball_appears_at_once():

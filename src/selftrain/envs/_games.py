@@ -125,7 +125,7 @@ class GameVectorEnv(VectorEnv):
         """
         if self._state is None:
             raise ResetNeeded("call reset() before step().")
-        actions = self._checked(actions)
+        actions = check_actions(actions, self.num_envs, self.game.num_actions)
         fresh = self._ended
         state, rewards, terminated = self.game.advance(self._state, actions, self.np_random)
         self._state, self._lengths = state, self._lengths + 1
@@ -146,19 +146,6 @@ class GameVectorEnv(VectorEnv):
         self._state = start
         self._lengths = np.where(mask, 0, self._lengths)
         self._ended = self._ended & ~mask
-
-    def _checked(self, actions: np.ndarray) -> np.ndarray:
-        actions, num_actions = np.asarray(actions), self.game.num_actions
-        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
-            raise ValueError(
-                f"actions must be integers of shape ({self.num_envs},), got {actions.dtype} of "
-                f"shape {actions.shape}."
-            )
-        if actions.min() < 0 or actions.max() >= num_actions:
-            raise ValueError(
-                f"actions must lie between 0 and {num_actions - 1}, got {actions.tolist()}."
-            )
-        return actions
 
 
 class GameEnv(gymnasium.Env):
@@ -202,3 +189,22 @@ class GameEnv(gymnasium.Env):
 
 def _choose(mask: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
     return np.where(mask.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+
+def check_actions(actions: np.ndarray, num_envs: int, num_actions: int) -> np.ndarray:
+    """Return the actions as an array.
+
+    Raises:
+        ValueError: If they have another shape or dtype, or one is out of range.
+    """
+    actions = np.asarray(actions)
+    if actions.shape != (num_envs,) or not np.issubdtype(actions.dtype, np.integer):
+        raise ValueError(
+            f"actions must be integers of shape ({num_envs},), got {actions.dtype} of shape "
+            f"{actions.shape}."
+        )
+    if actions.min() < 0 or actions.max() >= num_actions:
+        raise ValueError(
+            f"actions must lie between 0 and {num_actions - 1}, got {actions.tolist()}."
+        )
+    return actions

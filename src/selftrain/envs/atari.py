@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from selftrain._core.checks import check_int, check_range
 from selftrain._core.optional import require
+from selftrain.envs._games import check_actions
 
 __all__ = ["make_atari"]
 
@@ -56,7 +57,8 @@ def make_atari(
         life_loss_terminates: Report ``terminated`` where a life is lost as well. The game goes on:
             the next step is a valid one. For training only.
         full_action_space: All 18 actions, not only those that the game knows.
-        max_episode_steps: Steps after which a game is truncated; 27,000 are 108,000 frames.
+        max_episode_steps: Steps after which a game is truncated, those without an action at its
+            start included; 27,000 are 108,000 frames.
         num_threads: Threads that emulate; 0 lets ale-py choose. Results do not depend on it.
 
     Raises:
@@ -118,7 +120,8 @@ class _AtariVectorEnv(VectorEnv):
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}
         self.num_envs = vector.num_envs
         self.single_observation_space = Box(0, 255, (_SIDE, _SIDE), np.uint8)
-        self.single_action_space = Discrete(int(vector.single_action_space.n))
+        self._num_actions = int(vector.single_action_space.n)
+        self.single_action_space = Discrete(self._num_actions)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._over = np.zeros(self.num_envs, bool)
@@ -142,7 +145,8 @@ class _AtariVectorEnv(VectorEnv):
         self, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Do one action in each game; see :func:`make_atari`."""
-        frames, rewards, terminated, truncated, infos = self._vector.step(self._checked(actions))
+        actions = check_actions(actions, self.num_envs, self._num_actions).astype(np.int64)
+        frames, rewards, terminated, truncated, infos = self._vector.step(actions)
         valid, lives = ~self._over, np.array(infos["lives"])
         self._over = terminated | truncated
         lost = valid & (lives < self._lives)
@@ -156,16 +160,3 @@ class _AtariVectorEnv(VectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the emulators."""
         self._vector.close(**kwargs)
-
-    def _checked(self, actions: np.ndarray) -> np.ndarray:
-        actions, num_actions = np.asarray(actions), int(self.single_action_space.n)
-        if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
-            raise ValueError(
-                f"actions must be integers of shape ({self.num_envs},), got {actions.dtype} of "
-                f"shape {actions.shape}."
-            )
-        if actions.min() < 0 or actions.max() >= num_actions:
-            raise ValueError(
-                f"actions must lie between 0 and {num_actions - 1}, got {actions.tolist()}."
-            )
-        return actions.astype(np.int64)

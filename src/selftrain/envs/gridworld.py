@@ -57,8 +57,6 @@ class NoisyGridVectorEnv(GameVectorEnv):
         1.0
     """
 
-    game: "_NoisyGrid"
-
     def __init__(
         self,
         num_envs: int,
@@ -69,10 +67,10 @@ class NoisyGridVectorEnv(GameVectorEnv):
         observation: Literal["one_hot", "pixels"] = "one_hot",
         max_episode_steps: int | None = 100,
     ) -> None:
-        game = _NoisyGrid(
+        self._grid = _NoisyGrid(
             size=size, reward_noise=reward_noise, sticky=sticky, observation=observation
         )
-        super().__init__(game, num_envs, max_episode_steps=max_episode_steps)
+        super().__init__(self._grid, num_envs, max_episode_steps=max_episode_steps)
 
     def optimal_values(self, discount: float = 0.99) -> np.ndarray:
         """Return the value of each action in each state, for a player who plays on optimally.
@@ -89,14 +87,14 @@ class NoisyGridVectorEnv(GameVectorEnv):
         Raises:
             ValueError: If ``discount`` lies outside its range.
         """
-        return self.game.optimal_values(discount)
+        return self._grid.optimal_values(discount)
 
     def state_observations(self) -> np.ndarray:
         """Return the observation of each state ``[size, size, 5, *observation]``.
 
         The axes are those of :meth:`optimal_values`, to compare an agent's values with.
         """
-        return self.game.state_observations()
+        return self._grid.state_observations()
 
 
 class NoisyGridEnv(GameEnv):

@@ -61,7 +61,11 @@ class ResNetEncoder(nn.Module):
         check_int("width", width, low=1)
         block = _Bottleneck if depth >= _BOTTLENECK_FROM else _Basic
         before, base = 64 * width, 64 * width
-        parts = [_convolution(in_shape[0], before, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+        parts: list[nn.Module] = [
+            _convolution(in_shape[0], before, 7, 2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1),
+        ]
         for stage, num_blocks in enumerate(_STAGES[depth]):
             for index in range(num_blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
