@@ -39,24 +39,22 @@ class _Part(NamedTuple):
     apply: Callable[[list[int]], Value]
 
 
-_SLICES = [
+_OPERATIONS = [
     _Part("{e}[::-1]", lambda x: x[::-1]),
-    _Part("{e}[1:]", lambda x: x[1:]),
-    _Part("{e}[2:]", lambda x: x[2:]),
-    _Part("{e}[:-1]", lambda x: x[:-1]),
-    _Part("{e}[:2]", lambda x: x[:2]),
-    _Part("{e}[::2]", lambda x: x[::2]),
-    _Part("{e}[1::2]", lambda x: x[1::2]),
-    _Part("sorted({e})", sorted),
-]
-_MAPS = [
     _Part("[v+1 for v in {e}]", lambda x: [v + 1 for v in x]),
-    _Part("[v+2 for v in {e}]", lambda x: [v + 2 for v in x]),
+    _Part("sorted({e})", sorted),
     _Part("[v*2 for v in {e}]", lambda x: [v * 2 for v in x]),
-    _Part("[9-v for v in {e}]", lambda x: [9 - v for v in x]),
-    _Part("[v%2 for v in {e}]", lambda x: [v % 2 for v in x]),
+    _Part("{e}[1:]", lambda x: x[1:]),
     _Part("[v for v in {e} if v>4]", lambda x: [v for v in x if v > 4]),
+    _Part("{e}[:-1]", lambda x: x[:-1]),
+    _Part("[9-v for v in {e}]", lambda x: [9 - v for v in x]),
+    _Part("{e}[:2]", lambda x: x[:2]),
+    _Part("[v%2 for v in {e}]", lambda x: [v % 2 for v in x]),
+    _Part("{e}[::2]", lambda x: x[::2]),
     _Part("[v for v in {e} if v%2]", lambda x: [v for v in x if v % 2]),
+    _Part("{e}[2:]", lambda x: x[2:]),
+    _Part("[v+2 for v in {e}]", lambda x: [v + 2 for v in x]),
+    _Part("{e}[1::2]", lambda x: x[1::2]),
 ]
 _REDUCERS = [
     _Part("sum({e})", sum),
@@ -71,6 +69,7 @@ _REDUCERS = [
 def list_programs(
     *,
     max_length: int = 5,
+    num_operations: int = 15,
     num_sft: int = 1000,
     num_train: int = 3000,
     num_validation: int = 200,
@@ -80,12 +79,14 @@ def list_programs(
 ) -> TaskParts:
     """Draw the parts of the task.
 
-    A problem comes from a random program, which ``meta["reference"]`` has: one or two of fifteen
-    list operations, and perhaps one of six that reduce a list to a number. Inputs are lists of
-    numbers from 0 to 9.
+    A problem comes from a random program, which ``meta["reference"]`` has: one or two of up to
+    fifteen list operations (slices, sorted, comprehensions), and perhaps one of six that reduce a
+    list to a number. Inputs are lists of numbers from 0 to 9.
 
     Args:
         max_length: Longest input; the shortest has 3 elements.
+        num_operations: How many of the list operations there are; with all there are 336 programs,
+            with 8 there are 126.
         num_sft: Number of worked problems.
         num_train: Number of problems to learn on by trial.
         num_validation: Number of problems for decisions.
@@ -103,9 +104,11 @@ def list_programs(
         (3, 10)
     """
     check_int("max_length", max_length, low=3, high=9)
+    check_int("num_operations", num_operations, low=1, high=len(_OPERATIONS))
     rng = np.random.default_rng(derive(seed, "listprog"))
     sizes = {"sft": num_sft, "train": num_train, "validation": num_validation, "test": num_test}
-    problems = draw_distinct(sum(sizes.values()), lambda: _draw(rng, max_length))
+    operations = _OPERATIONS[:num_operations]
+    problems = draw_distinct(sum(sizes.values()), lambda: _draw(rng, operations, max_length))
     sandbox = Sandbox() if sandbox is None else sandbox
     grader, hidden = (
         GradeOnce(CodeGrader(sandbox=sandbox, template=PROGRAM, hidden=h, max_packed=_MAX_PACKED))
@@ -128,8 +131,10 @@ def final_answer(problem: Problem, text: str) -> str | None:
         return None
 
 
-def _draw(rng: np.random.Generator, max_length: int) -> Problem | None:
-    parts = _draw_program(rng)
+def _draw(
+    rng: np.random.Generator, operations: Sequence[_Part], max_length: int
+) -> Problem | None:
+    parts = _draw_program(rng, operations)
     inputs: list[list[int]] = []
     while len(inputs) < _NUM_SHOWN + _NUM_HIDDEN:
         length = int(rng.integers(3, max_length + 1))
@@ -158,12 +163,11 @@ def _draw(rng: np.random.Generator, max_length: int) -> Problem | None:
     )
 
 
-def _draw_program(rng: np.random.Generator) -> list[_Part]:
+def _draw_program(rng: np.random.Generator, operations: Sequence[_Part]) -> list[_Part]:
     """Return one or two list operations, or none or one and a reducer, in order."""
-    lists = [*_SLICES, *_MAPS]
     reduces = rng.random() < 0.4
     num_lists = int(rng.integers(0, 2)) if reduces else int(rng.integers(1, 3))
-    parts = [lists[int(rng.integers(len(lists)))] for _ in range(num_lists)]
+    parts = [operations[int(rng.integers(len(operations)))] for _ in range(num_lists)]
     return parts + [_REDUCERS[int(rng.integers(len(_REDUCERS)))]] * reduces
 
 
