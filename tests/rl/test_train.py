@@ -274,7 +274,7 @@ def test_environments_that_reset_at_once_are_refused():
         metadata: ClassVar = {"autoreset_mode": AutoresetMode.SAME_STEP}
 
     env = AtOnce([3])
-    with pytest.raises(ValueError, match="gymnasium.make_vec"):
+    with pytest.raises(ValueError, match=r"gymnasium\.make_vec"):
         train(agent_for(env), env, 10, **QUIET)
 
 

@@ -4,6 +4,7 @@ Shape letters: E environments, N episodes.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from gymnasium.vector import VectorEnv
@@ -79,6 +80,14 @@ def environment_seed(seed: int, num_envs: int) -> int:
     return seed % (2**31 - num_envs)
 
 
+def games_over(terminated: NDArray, truncated: NDArray, infos: dict[str, Any]) -> NDArray[np.bool_]:
+    """Return which environments reset themselves next: where an episode ended, as a rule.
+
+    Atari games that terminate at the loss of a life go on, and say so (:func:`make_atari`).
+    """
+    return infos.get("game_over", terminated | truncated)
+
+
 def _play(
     agent: DQN, env: VectorEnv, seed: int, epsilon: float, max_episode_steps: int | None
 ) -> Evaluation:
@@ -93,10 +102,10 @@ def _play(
     while running.any():
         actions = agent.choose(stack.with_latest(observations), epsilon=epsilon, rng=rng)
         stack.push(observations, ~running)
-        observations, rewards, terminated, truncated, _ = env.step(actions)
+        observations, rewards, terminated, truncated, infos = env.step(actions)
         returns[running] += rewards[running]
         lengths[running] += 1
-        running &= ~(terminated | truncated)
+        running &= ~games_over(terminated, truncated, infos)
         if max_episode_steps is not None:
             running &= lengths < max_episode_steps
     return Evaluation(returns, lengths)

@@ -16,7 +16,7 @@ from selftrain._core.logging import progress
 from selftrain._core.rng import derive
 from selftrain._core.run import open_run
 from selftrain.rl.dqn import DQN
-from selftrain.rl.evaluate import environment_seed, evaluate
+from selftrain.rl.evaluate import environment_seed, evaluate, games_over
 from selftrain.rl.record import EvaluatedAt, Recorder
 
 _CHECKPOINT = "agent"
@@ -138,15 +138,16 @@ def _play_until(
     recorder.begin_segment()
     while (before := agent.num_env_steps) < end:
         actions = agent.act(observations)
-        following, rewards, terminated, truncated, _ = env.step(actions)
+        following, rewards, terminated, truncated, infos = env.step(actions)
+        over = games_over(terminated, truncated, infos)
         agent.observe(observations, actions, rewards, terminated, truncated, valid)
-        recorder.step(rewards, valid, terminated | truncated)
+        recorder.step(rewards, valid, over)
         row_due = agent.num_env_steps >= end or recorder.row_due(agent.num_env_steps)
         for left in reversed(range(agent.updates_due)):
             recorder.learnt(agent.learn(measure=row_due and not left))
         if row_due:
             recorder.end_row()
-        observations, valid = following, ~(terminated | truncated)
+        observations, valid = following, ~over
         after_step(before)
     # The observations after the last actions: what follows no longer belongs to these episodes.
     nothing = np.zeros(env.num_envs)
