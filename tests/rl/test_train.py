@@ -229,9 +229,10 @@ def test_rows_tell_the_mean_return_of_the_episodes_that_ended():
     result = train(agent_for(env), env, 90, log_every=30, **QUIET)
     ended = sum(row["num_episodes"] for row in result.rows)
     total = sum(row["num_episodes"] * row.get("episode_return", 0.0) for row in result.rows)
-    # 90 steps: 10 times 6 steps of both, in which 2 short and 1 long episodes end.
+    # 90 steps: 10 times 6 steps of both, in which 2 short and 1 long episodes end. Of the six, four
+    # are of both, one is of the second alone and one of neither: 29 is followed by 31.
     assert (ended, total) == (30, 20 * 2 + 10 * 5)
-    assert [row["step"] for row in result.rows] == [30, 60, 90]
+    assert [row["step"] for row in result.rows] == [31, 61, 90]
 
 
 def test_an_evaluation_counts_every_episode_once_whatever_its_length():

@@ -1,7 +1,7 @@
 """The command line: ``selftrain <command>``.
 
 Nothing is imported here but the standard library, so that help and errors come at once. A command
-lives in ``selftrain.cli.<command>``, with ``_`` for ``-``, and offers ``main(args: list[str]) -> int``.
+lives in ``selftrain.cli.<command>`` (with ``_`` for ``-``) and offers ``main(args) -> int``.
 """
 
 import difflib
