@@ -32,6 +32,7 @@ from selftrain.ops.linear_divergence import (
 )
 from selftrain.ops.masking import PaddedTokens, completion_mask, masked_mean, pad_sequences
 from selftrain.ops.philox import Stream, gumbel, philox, uniform
+from selftrain.ops.returns import NStepReturns, n_step_returns
 from selftrain.ops.sampled_kl import KLEstimator, kl_estimate, policy_kl_loss
 from selftrain.ops.scalar_transforms import Identity, MuZeroScale, ScalarTransform, Symlog
 from selftrain.ops.topk_divergence import sampled_forward_kl, topk_divergence
@@ -81,6 +82,7 @@ __all__ = [
     "LinearDivergence",
     "MixtureLenience",
     "MuZeroScale",
+    "NStepReturns",
     "OneHot",
     "PaddedTokens",
     "ScalarTransform",
@@ -107,6 +109,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_divergence",
     "masked_mean",
+    "n_step_returns",
     "node_depths",
     "output_law",
     "pad_sequences",
