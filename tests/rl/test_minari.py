@@ -1,5 +1,7 @@
 """Logged data in Minari's format: what Minari writes is what comes back."""
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -29,18 +31,14 @@ def write(tmp_path, monkeypatch, episodes, **spaces):
     minari = pytest.importorskip("minari", reason="needs the extra minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     defaults = {"observation_space": BOX, "action_space": gym.spaces.Discrete(4)}
-    minari.create_dataset_from_buffers(
-        "test/log-v0",
-        episodes,
-        env=None,
-        algorithm_name="none",
-        author="none",
-        author_email="none",
-        code_permalink="none",
-        description="none",
-        data_format=spaces.pop("data_format", "arrow"),
-        **defaults | spaces,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of metadata that a test does not need
+        minari.create_dataset_from_buffers(
+            "test/log-v0",
+            episodes,
+            data_format=spaces.pop("data_format", "arrow"),
+            **defaults | spaces,
+        )
     return tmp_path / "test" / "log-v0"
 
 

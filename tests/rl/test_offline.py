@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import root
-from selftrain.nn.q_network import QNetwork, value_head
-from selftrain.rl.episodes import Episode
-from selftrain.rl.replay import Batch, ReplayBuffer
 from torch import nn
 
 from selftrain.errors import RunConflictError
+from selftrain.nn.q_network import QNetwork, value_head
 from selftrain.ops import C51, HLGauss, Support, TwoHot
+from selftrain.rl.batch import Batch
+from selftrain.rl.episodes import Episode
 from selftrain.rl.offline import CQL
 from selftrain.rl.offline_config import CQLConfig
+from selftrain.rl.replay import ReplayBuffer
 
 NUM_STATES, NUM_ACTIONS, DISCOUNT = 5, 3, 0.5
 SUPPORT = Support(-3.0, 3.0, 41)
@@ -269,7 +270,18 @@ def test_actions_that_are_not_legal_are_neither_chosen_nor_valued(head):
     torch.testing.assert_close(learner.losses(batch)["penalty"], torch.zeros(2))
     q = minimise(learner, batch, 3)
     np.testing.assert_allclose(q[:2, 1], [0.3 + DISCOUNT * 0.5, 0.5], atol=3e-3)
-    assert learner.act(np.arange(4)[:, None]).tolist() == [1, 1, 1, 1]
+    assert learner.choose(np.arange(4)[:, None]).tolist() == [1, 1, 1, 1]
+
+
+def test_random_actions_are_legal_and_as_frequent_as_asked_for():
+    learner = CQL(
+        table(), CQLConfig(), legal=lambda o: torch.tensor([[True, False, True]] * len(o))
+    )
+    states = np.zeros((4000, 1), np.int64)
+    (best,) = np.unique(learner.choose(states))
+    drawn = learner.choose(states, epsilon=0.5, rng=torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == {0, 2}
+    assert abs((drawn != best).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 4000)
 
 
 def test_fit_goes_on_after_an_interruption_to_the_same_weights(tmp_path):
@@ -358,5 +370,3 @@ def test_data_that_cannot_be_used_are_refused():
         learner.fit(ReplayBuffer.from_episodes(episodes()))
     with pytest.raises(ValueError, match="data is empty"):
         learner.fit([])
-    with pytest.raises(ValueError, match="does not explore"):
-        learner.act(np.zeros((1, 1), np.int64), greedy=False)

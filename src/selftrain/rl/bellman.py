@@ -5,8 +5,9 @@ Shape letters: B batch, A actions, Z value bins.
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
+from selftrain.nn.value_heads import CategoricalValueHead, ScalarValueHead
 from selftrain.ops._bins import at_least_float32
 from selftrain.ops.value_transforms import C51, Grid
 
@@ -21,7 +22,7 @@ def greedy_actions(
 
 
 def bellman_loss(
-    head: nn.Module,
+    head: CategoricalValueHead | ScalarValueHead,
     logits_BZ: Float[Tensor, "batch bins"],
     next_logits_BZ: Float[Tensor, "batch bins"],
     returns_B: Float[Tensor, " batch"],
@@ -41,9 +42,10 @@ def bellman_loss(
     """
     next_logits_BZ = at_least_float32(next_logits_BZ.detach())
     targets_B = returns_B + discounts_B * head.value(next_logits_BZ)
-    transform = getattr(head, "transform", None)
-    if isinstance(transform, C51):
+    if isinstance(head, CategoricalValueHead) and isinstance(head.transform, C51):
         grid = Grid(head.centers, head.rest)
-        probs = transform.project(next_logits_BZ.softmax(-1), returns_B, discounts_B, grid=grid)
+        probs = head.transform.project(
+            next_logits_BZ.softmax(-1), returns_B, discounts_B, grid=grid
+        )
         return head.loss(logits_BZ, target_probs=probs), targets_B
     return head.loss(logits_BZ, targets_B), targets_B

@@ -5,9 +5,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from selftrain.rl.episodes import Episode
 
 from selftrain._core.optional import require
+from selftrain.rl.episodes import Episode
 
 __all__ = ["load_minari"]
 

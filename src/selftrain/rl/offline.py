@@ -11,9 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.signal import lfilter
-from selftrain.nn.q_network import QNetwork
-from selftrain.rl.episodes import Episode
-from selftrain.rl.replay import Batch, ReplayBuffer
 from torch import Tensor, nn
 
 from selftrain._core.io import read_jsonl
@@ -21,9 +18,13 @@ from selftrain._core.logging import MetricLog, progress
 from selftrain._core.rng import torch_generator
 from selftrain._core.run import open_run
 from selftrain.errors import RunConflictError
+from selftrain.nn.q_network import QNetwork
 from selftrain.ops.conservative import conservative_penalty
+from selftrain.rl.batch import Batch
 from selftrain.rl.bellman import bellman_loss, greedy_actions
+from selftrain.rl.episodes import Episode
 from selftrain.rl.offline_config import CQLConfig
+from selftrain.rl.replay import ReplayBuffer
 from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
 
 __all__ = ["CQL"]
@@ -49,7 +50,7 @@ class CQL:
         >>> from selftrain.ops import HLGauss, Support
         >>> head = value_head(HLGauss(Support(0.0, 1.0, 51)))
         >>> learner = CQL(QNetwork(MLPEncoder(4), 2, head), CQLConfig(target="sarsa"))
-        >>> learner.act(np.zeros((3, 4), np.float32)).shape
+        >>> learner.choose(np.zeros((3, 4), np.float32)).shape
         (3,)
     """
 
@@ -70,21 +71,28 @@ class CQL:
         """Updates so far."""
 
     @torch.no_grad()
-    def act(self, observations: np.ndarray, *, greedy: bool = True) -> np.ndarray:
-        """Return the action with the highest value for each observation.
+    def choose(
+        self,
+        observations: np.ndarray,
+        *,
+        epsilon: float = 0.0,
+        rng: torch.Generator | None = None,
+    ) -> np.ndarray:
+        """Return an action for each observation, ``[E]``: the best one, or a random legal one.
 
         Args:
-            observations: ``[E, ...]``.
-            greedy: True; there is no exploration off the data.
-
-        Raises:
-            ValueError: If ``greedy`` is False.
+            observations: As the network takes them, ``[E, ...]``.
+            epsilon: Share of random actions.
+            rng: Of the random actions, on the CPU; None for torch's own.
         """
-        if not greedy:
-            raise ValueError("greedy must be True: CQL learns from logs and does not explore.")
         batch = torch.as_tensor(observations, device=self._device)
         values_EA = self.network.value(self.network(batch))
-        return greedy_actions(values_EA, self._legal_in(batch)).cpu().numpy()
+        legal_EA = self._legal_in(batch)
+        if epsilon > 0:
+            draws_EA = torch.rand(values_EA.shape, generator=rng).to(values_EA)
+            explores_E = torch.rand(len(values_EA), generator=rng).to(self._device) < epsilon
+            values_EA = torch.where(explores_E[:, None], draws_EA, values_EA)
+        return greedy_actions(values_EA, legal_EA).cpu().numpy()
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the losses of each transition, ``[B]``, before their factors.
@@ -234,7 +242,7 @@ class CQL:
             raise ValueError("data is empty; at least one episode is needed.")
         if monte_carlo:
             data = [_with_returns_to_go(episode, self.config.discount) for episode in data]
-        return ReplayBuffer.from_episodes(data)
+        return ReplayBuffer.from_episodes(data, stack=self.config.stack)
 
     def _sample(self, replay: ReplayBuffer, step: int) -> Batch:
         # A source of its own for each update: nothing to save for going on where a run stopped.

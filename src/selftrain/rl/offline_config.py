@@ -14,7 +14,7 @@ class CQLConfig:
 
     target: Literal["q_learning", "sarsa", "monte_carlo"] = "q_learning"
     """What values are trained towards: the best next action, the next action in the log (values of
-    the policy that logged), or the rest of the logged return (without bootstrapping)."""
+    the policy that logged), or the rest of the logged return, up to where the log ends."""
     alpha: float = 0.1
     """Factor of the conservative penalty; 0 leaves plain DQN (or SARSA) on the data."""
     td_coef: float = 1.0
@@ -27,6 +27,8 @@ class CQLConfig:
     """Factor of a reward for each step that it lies ahead."""
     num_steps: int = 1
     """Rewards summed before a value is bootstrapped; 1 with monte_carlo, which has no such step."""
+    stack: int = 1
+    """Observations that the network sees at once, where the log holds single frames."""
     batch_size: int = 64
     """Transitions of one update."""
     learning_rate: float = 3e-4
@@ -57,7 +59,7 @@ class CQLConfig:
             check_range(name, getattr(self, name), low=0.0, low_open=True)
         if self.max_grad_norm is not None:
             check_range("max_grad_norm", self.max_grad_norm, low=0.0, low_open=True)
-        for name in ("num_steps", "batch_size", "target_every", "num_updates"):
+        for name in ("num_steps", "stack", "batch_size", "target_every", "num_updates"):
             check_int(name, getattr(self, name), low=1)
         for name in ("log_every", "eval_every", "save_every"):
             check_int(name, getattr(self, name), low=1)
@@ -73,6 +75,7 @@ class CQLConfig:
     def atari(cls) -> "CQLConfig":
         """Return the settings of the offline Atari runs of arXiv 2403.03950, appendix B."""
         return cls(
+            stack=4,
             batch_size=32,
             learning_rate=6.25e-5,
             adam_eps=3.125e-4,

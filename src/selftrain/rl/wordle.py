@@ -9,12 +9,12 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from selftrain.rl.episodes import Episode
 from torch import Tensor, nn
 
 from selftrain._core.checks import check_int
 from selftrain.envs.wordle_games import WordleGame
 from selftrain.envs.wordle_words import CORRECT, NUM_LETTERS, WordList, feedback
+from selftrain.rl.episodes import Episode
 
 __all__ = ["LegalLetters", "WordleEncoder", "wordle_episodes"]
 
