@@ -1,7 +1,9 @@
-"""Environments, and their ids for Gymnasium: importing this package registers "selftrain/..."."""
+"""Environments; importing the package registers their Gymnasium ids ``selftrain/...``."""
 
-import gymnasium as gym
+import gymnasium
 
+from selftrain.envs.gridworld import NoisyGridEnv, NoisyGridVectorEnv
+from selftrain.envs.toy import CatchEnv, CatchVectorEnv
 from selftrain.envs.wordle import WordleEnv, WordleVectorEnv
 from selftrain.envs.wordle_games import (
     WordleGame,
@@ -13,6 +15,10 @@ from selftrain.envs.wordle_games import (
 from selftrain.envs.wordle_words import WordList, embedded_words
 
 __all__ = [
+    "CatchEnv",
+    "CatchVectorEnv",
+    "NoisyGridEnv",
+    "NoisyGridVectorEnv",
     "WordList",
     "WordleEnv",
     "WordleGame",
@@ -24,9 +30,10 @@ __all__ = [
     "save_wordle",
 ]
 
-if "selftrain/Wordle-v0" not in gym.registry:
-    gym.register(
-        "selftrain/Wordle-v0",
-        entry_point="selftrain.envs.wordle:WordleEnv",
-        vector_entry_point="selftrain.envs.wordle:WordleVectorEnv",
-    )
+for _name, _module in (("Catch", "toy"), ("NoisyGrid", "gridworld"), ("Wordle", "wordle")):
+    if f"selftrain/{_name}-v0" not in gymnasium.registry:
+        gymnasium.register(
+            f"selftrain/{_name}-v0",
+            entry_point=f"selftrain.envs.{_module}:{_name}Env",
+            vector_entry_point=f"selftrain.envs.{_module}:{_name}VectorEnv",
+        )
