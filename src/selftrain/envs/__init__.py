@@ -2,6 +2,7 @@
 
 import gymnasium
 
+from selftrain.envs.atari import make_atari
 from selftrain.envs.gridworld import NoisyGridEnv, NoisyGridVectorEnv
 from selftrain.envs.toy import CatchEnv, CatchVectorEnv
 from selftrain.envs.wordle import WordleEnv, WordleVectorEnv
@@ -26,6 +27,7 @@ __all__ = [
     "embedded_words",
     "load_wordle",
     "log_wordle",
+    "make_atari",
     "play_wordle",
     "save_wordle",
 ]
