@@ -81,6 +81,13 @@ def test_appended_episodes_wrap_around():
         assert np.array_equal(batch.observations[i], logs[index // 5].observations[index % 5])
 
 
+def test_double_precision_logs_can_be_kept_in_single():
+    log = Episode(np.zeros((3, 2)), np.zeros(2, int), np.ones(2), True, False)
+    assert ReplayBuffer.from_episodes([log]).dtype == torch.float64
+    buffer = ReplayBuffer.from_episodes([log], dtype=torch.float32)
+    assert buffer.sample(1).observations.dtype == torch.float32
+
+
 def test_the_return_is_the_sum_of_the_rewards():
     assert MIXED[0].episode_return == pytest.approx(MIXED[0].rewards.sum())
     assert len(MIXED[0]) == 3

@@ -368,11 +368,24 @@ GOOD = {
         ({"valid": [True]}, ValueError, r"valid must be \[2\], got \[1\]"),
     ],
 )
-def test_bad_steps_are_refused_by_name(change, error, text):
+def test_bad_steps_are_refused_by_name_and_change_nothing(change, error, text):
     buffer = ReplayBuffer((1,), capacity=10, num_envs=2)
+    buffer.add(**GOOD)
+    before = {k: v.clone() for k, v in buffer.state_dict().items()}
     with pytest.raises(error, match=text):
-        buffer.add(**{**GOOD, **change})
-    assert len(buffer) == 0
+        buffer.add(**{"valid": [False, False], **GOOD, **change})
+    assert all(torch.equal(v, before[k]) for k, v in buffer.state_dict().items())
+
+
+def test_lists_strides_and_tensors_are_taken_alike():
+    for frames in (
+        np.arange(8, dtype=np.float64).reshape(2, 4)[::-1],
+        [np.array([4.0, 5.0, 6.0, 7.0]), [0.0, 1.0, 2.0, 3.0]],
+        torch.arange(8.0).view(2, 4).flip(0),
+    ):
+        buffer = ReplayBuffer((4,), capacity=10, num_envs=2, dtype=torch.float32)
+        buffer.add(frames, **{k: v for k, v in GOOD.items() if k != "observations"})
+        assert buffer.state_dict()["frames"].tolist() == [[4, 5, 6, 7], [0, 1, 2, 3]]
 
 
 @pytest.mark.parametrize(
@@ -382,7 +395,7 @@ def test_bad_steps_are_refused_by_name(change, error, text):
         ({"capacity": 1e6}, TypeError, "capacity must be an integer"),
         ({"num_envs": 0}, ValueError, "num_envs must satisfy 1 <="),
         ({"stack": 0}, ValueError, "stack must satisfy 1 <="),
-        ({"dtype": torch.complex64}, ValueError, "dtype must be one of uint8"),
+        ({"dtype": torch.complex64}, ValueError, "dtype must be one of uint8, int8"),
         ({"priority_exponent": -1.0}, ValueError, "priority_exponent must satisfy 0.0 <="),
     ],
 )

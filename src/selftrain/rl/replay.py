@@ -21,8 +21,9 @@ from selftrain.rl.batch import Batch, gather_batch
 from selftrain.rl.episodes import Episode
 from selftrain.rl.priorities import Priorities
 
-_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.uint8, torch.float16, torch.bfloat16)}
-_DTYPES |= {str(t).removeprefix("torch."): t for t in (torch.float32, torch.int32, torch.int64)}
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = {str(t).removeprefix("torch."): t for t in (*_INTEGERS, *_FLOATS)}
 
 
 class ReplayBuffer:
@@ -148,6 +149,7 @@ class ReplayBuffer:
         for name, array in row.items():
             if array.shape != (self.num_envs,):
                 raise ValueError(f"{name} must be [{self.num_envs}], got {list(array.shape)}.")
+        _check_integers(row["actions"])
         if not np.isfinite(row["rewards"]).all():
             raise ValueError(f"rewards must be finite, got {row['rewards'].tolist()}.")
         border, last = ~row["valid"], self._ring.last_flags
@@ -203,10 +205,18 @@ class ReplayBuffer:
         episodes: Iterable[Episode],
         *,
         stack: int = 1,
+        dtype: torch.dtype | None = None,
         priority_exponent: float | None = None,
         device: torch.device | str = "cpu",
     ) -> Self:
         """Return a buffer that holds just these episodes.
+
+        Args:
+            episodes: What to store.
+            stack: As in the class.
+            dtype: Of the observations; None for that of the first episode.
+            priority_exponent: As in the class.
+            device: Likewise.
 
         Raises:
             ValueError: If there are none or they differ in the shape of their observations.
@@ -217,7 +227,7 @@ class ReplayBuffer:
         buffer = cls(
             tuple(first.shape[1:]),
             capacity=max(sum(len(e) + 1 for e in episodes), stack + 1),
-            dtype=first.dtype,
+            dtype=dtype or first.dtype,
             stack=stack,
             priority_exponent=priority_exponent,
             device=device,
@@ -238,7 +248,7 @@ class ReplayBuffer:
         """Draw steps and make n-step transitions of them.
 
         ``discount`` may change with every call at no cost; a new ``num_steps`` or ``window`` costs
-        a look at all stored steps (see docs/benchmarks.md), so let them change now and then.
+        a look at all stored steps: let them change now and then, not from batch to batch.
 
         Args:
             batch_size: B; the same step may be drawn twice.
@@ -367,8 +377,9 @@ class ReplayBuffer:
 
     def _checked_frames(self, observations: Tensor | ArrayLike, num: int | None = None) -> Tensor:
         """Return observations as a tensor of the buffer's type, ``[num, *shape]``."""
-        if isinstance(observations, np.ndarray) and not observations.flags.writeable:
-            observations = observations.copy()  # torch warns of what it cannot write
+        if not isinstance(observations, Tensor):
+            # torch warns of what it cannot write.
+            observations = np.require(observations, requirements=["C", "W"])
         frames = torch.as_tensor(observations)
         if frames.dtype != self.dtype and not (
             frames.is_floating_point() and self.dtype.is_floating_point
@@ -393,8 +404,11 @@ class ReplayBuffer:
         flags: np.ndarray,
         ages: np.ndarray,
     ) -> None:
-        if not np.issubdtype(actions.dtype, np.integer):
-            raise TypeError(f"actions must be integers, got {actions.dtype}.")
         first = self._ring.end
         self._ring.append(frames, actions, rewards, flags, ages)
         self._priorities.added(first)
+
+
+def _check_integers(actions: np.ndarray) -> None:
+    if not np.issubdtype(actions.dtype, np.integer):
+        raise TypeError(f"actions must be integers, got {actions.dtype}.")
