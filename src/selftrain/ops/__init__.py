@@ -1,5 +1,6 @@
 """Pure functions over tensors: divergences, values, masks, noise, warping, verification."""
 
+from selftrain.ops.conservative import conservative_penalty
 from selftrain.ops.divergence import (
     DIVERGENCES,
     DivergenceKind,
@@ -97,6 +98,7 @@ __all__ = [
     "ancestor_mask",
     "categorical_cross_entropy",
     "completion_mask",
+    "conservative_penalty",
     "divergence",
     "forward_kl",
     "generalized_jsd",
