@@ -513,7 +513,13 @@ SETTINGS = {
     "listprog": Setting(
         task="listprog",
         # Many problems with few samples each: what is learnt goes by the number of solved problems.
-        options={"num_sft": 1500, "num_train": 12_000, "num_validation": 100, "num_test": 500},
+        options={
+            "num_operations": 5,
+            "num_sft": 500,
+            "num_train": 10_000,
+            "num_validation": 100,
+            "num_test": 500,
+        },
         max_new_tokens=32,
         num_rounds=3,
         num_samples=2,
