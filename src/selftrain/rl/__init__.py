@@ -1,0 +1,3 @@
+"""Agents and networks that learn values."""
+
+__all__: list[str] = []
