@@ -30,7 +30,7 @@ WORTH = {"p": 1, "n": 3, "b": 3, "r": 5, "q": 9, "k": 0}
 class Counter:
     """Values moves by the pieces that are left; in place of an engine, and as repeatable."""
 
-    name, depth, nodes = "Counter", 1, None
+    name = "Counter"
 
     def __init__(self, fails_at: int | None = None) -> None:
         self.num_calls, self.fails_at = 0, fails_at
@@ -87,7 +87,7 @@ def test_the_seed_determines_the_rows(rows):
 def test_a_run_that_was_killed_goes_on_to_the_same_rows(tmp_path, rows):
     settings = {"seed": 3, "output_dir": tmp_path, "shard_size": 25}
     with pytest.raises(EngineError):
-        label_games(Counter(fails_at=600), 120, **settings)
+        label_games(Counter(fails_at=200), 120, **settings)
     assert list(tmp_path.glob("positions-*.arrow")), "something was kept"
     assert len(load_positions(tmp_path)) < 120
     assert rows_of(label_games(Counter(), 120, **settings)) == rows_of(rows)

@@ -83,6 +83,6 @@ def test_an_engine_continues_the_line_while_one_move_is_best():
     fen = "7k/8/8/8/8/8/1R6/R5K1 w - - 0 1"
     with Engine(depth=6) as engine:
         rows = label_positions(engine, ["6k1/5ppp/8/8/8/8/3q4/K2R4 w - - 0 1", fen])
-        puzzles = puzzles_from_labels(rows, margin=0.3, engine=engine, max_moves=2)
+        puzzles = puzzles_from_labels(rows, margin=0.3, judge=engine, max_moves=2)
     assert puzzles[0].moves[0] == "d1d2"
     assert all(len(p.moves) in (1, 3) for p in puzzles)

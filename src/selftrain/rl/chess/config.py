@@ -1,9 +1,12 @@
 """Settings of value learning from an engine's labels."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from selftrain._core.checks import check_choice, check_int, check_range
-from selftrain.rl.chess.network import Predicts
+
+Predicts = Literal["action_value", "state_value"]
+"""What a network predicts: the value of a move, or of a position."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

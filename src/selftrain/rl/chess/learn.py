@@ -107,7 +107,7 @@ def fit_chess(
     check_int("log_every", log_every, low=1)
     data = encode_positions(rows)
     with seeded_torch(config.seed, "weights"):
-        network = make_network(transform, config)
+        network = ChessValueNet(transform, config)
     network.to(device).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     first, log = 0, None
@@ -129,17 +129,6 @@ def fit_chess(
             if output_dir is not None and (step % save_every == 0 or step == config.num_steps):
                 save_checkpoint(output_dir, step, network, optimizer)
     return network.eval()
-
-
-def make_network(transform: ValueTransform | None, config: ChessConfig) -> ChessValueNet:
-    """Return a new network with the size that a configuration gives."""
-    return ChessValueNet(
-        transform,
-        predicts=config.predicts,
-        num_layers=config.num_layers,
-        width=config.width,
-        num_heads=config.num_heads,
-    )
 
 
 def _step(

@@ -3,19 +3,14 @@
 Shape letters: B batch, T tokens, D features, Z bins.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from selftrain._core.checks import check_choice, check_int
 from selftrain.nn.value_heads import CategoricalValueHead, ScalarValueHead
 from selftrain.ops.value_transforms import ValueTransform
+from selftrain.rl.chess.config import ChessConfig, Predicts
 from selftrain.tasks.chess.tokens import FEN_SYMBOLS, MOVES, NUM_FEN_TOKENS
-
-Predicts = Literal["action_value", "state_value"]
-"""What a network predicts: the value of a move, or of a position."""
 
 _READOUT = len(FEN_SYMBOLS)
 _FIRST_MOVE = _READOUT + 1
@@ -33,21 +28,18 @@ class ChessValueNet(nn.Module):
     Args:
         transform: Of the categorical head, with a support of [0, 1]; None for a scalar head, which
             is trained by squared errors.
-        predicts: "action_value" reads 77 tokens, the move and the readout, and gives the value of
-            the move; "state_value" reads no move. Both mean the side to move of the position read.
-        num_layers: Number of blocks.
-        width: Features D of a token, divisible by ``num_heads``.
-        num_heads: Heads of attention.
+        config: Its size, and what it predicts. "action_value" reads 77 tokens, the move and the
+            readout, and gives the value of the move; "state_value" reads no move. Both mean the
+            side to move of the position that is read.
 
     Raises:
-        ValueError: If a number is out of range, or ``predicts`` is something else.
         TypeError: If ``transform`` is no transform.
 
     Example:
         >>> from selftrain.ops import HLGauss, Support
         >>> from selftrain.tasks.chess import encode_fen, move_number
         >>> fen = "rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1"
-        >>> network = ChessValueNet(HLGauss(Support(0.0, 1.0, 128)), width=16, num_heads=2)
+        >>> network = ChessValueNet(HLGauss(Support(0.0, 1.0, 128)), ChessConfig(width=16))
         >>> logits = network(
         ...     torch.from_numpy(encode_fen(fen))[None], torch.tensor([move_number("e2e4")])
         ... )
@@ -60,35 +52,23 @@ class ChessValueNet(nn.Module):
     def __init__(
         self,
         transform: ValueTransform | None,
-        *,
-        predicts: Predicts = "action_value",
-        num_layers: int = 2,
-        width: int = 64,
-        num_heads: int = 4,
+        config: ChessConfig = ChessConfig(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
-        check_choice("predicts", predicts, ("action_value", "state_value"))
-        for name, number in (
-            ("num_layers", num_layers),
-            ("width", width),
-            ("num_heads", num_heads),
-        ):
-            check_int(name, number, low=1)
-        if width % num_heads:
-            raise ValueError(
-                f"width is {width}, which {num_heads} heads cannot share; take a multiple of "
-                "num_heads."
-            )
-        self.predicts: Predicts = predicts
-        num_tokens = NUM_FEN_TOKENS + 1 + (predicts == "action_value")
+        width = config.width
+        self.predicts: Predicts = config.predicts
+        num_tokens = NUM_FEN_TOKENS + 1 + (config.predicts == "action_value")
         self.symbols = nn.Embedding(_VOCABULARY, width)
         self.places = nn.Parameter(torch.empty(num_tokens, width))
-        self.blocks = nn.ModuleList(_Block(width, num_heads) for _ in range(num_layers))
+        nn.init.normal_(self.symbols.weight, std=_EMBEDDING_STD)
+        nn.init.normal_(self.places, std=_EMBEDDING_STD)
+        self.blocks = nn.ModuleList(
+            _Block(width, config.num_heads) for _ in range(config.num_layers)
+        )
+        # Last, so that bodies drawn from one seed are equal whatever the head.
         self.head = (
             ScalarValueHead(width) if transform is None else CategoricalValueHead(width, transform)
         )
-        nn.init.normal_(self.symbols.weight, std=_EMBEDDING_STD)
-        nn.init.normal_(self.places, std=_EMBEDDING_STD)
 
     def forward(
         self,

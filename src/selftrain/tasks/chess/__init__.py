@@ -12,6 +12,7 @@ from selftrain.tasks.chess.engine import (  # noqa: E402 - says first how to ins
     win_probability,
 )
 from selftrain.tasks.chess.labels import (  # noqa: E402
+    Judge,
     label_games,
     label_positions,
     load_positions,
@@ -39,6 +40,7 @@ __all__ = [
     "NUM_FEN_TOKENS",
     "Engine",
     "Evaluation",
+    "Judge",
     "PositionTensors",
     "Puzzle",
     "encode_fen",

@@ -122,7 +122,7 @@ class Engine:
 
     @property
     def name(self) -> str:
-        """What the engine calls itself, with its version."""
+        """What the engine calls itself, with its limit and your options."""
         return self._name
 
     def evaluate(self, board: chess.Board) -> Evaluation:
@@ -190,7 +190,9 @@ class Engine:
 
     def _configure(self, options: dict[str, str | int | bool]) -> None:
         offered = self._engine.options
-        self._name = self._engine.id.get("name", self._path.name)
+        limit = f"depth {self.depth}" if self.nodes is None else f"{self.nodes} nodes"
+        given = [f"{name} {value}" for name, value in options.items()]
+        self._name = ", ".join([self._engine.id.get("name", self._path.name), limit, *given])
         wanted = {name: value for name, value in _OPTIONS.items() if name in offered} | options
         self._engine.configure(wanted)
 

@@ -9,6 +9,7 @@ a run which was killed goes on where it was, and gives what it would have given.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import chess
 import datasets
@@ -20,7 +21,7 @@ from selftrain._core.io import write_bytes
 from selftrain._core.logging import progress
 from selftrain._core.rng import derive
 from selftrain._core.run import open_run
-from selftrain.tasks.chess.engine import Engine, Evaluation, read_board
+from selftrain.tasks.chess.engine import Evaluation, read_board
 from selftrain.tasks.chess.tokens import move_number, position_key
 
 _SCHEMA = pa.schema(
@@ -38,20 +39,37 @@ _MAX_OPENING_PLIES = 8
 _KEEP_FRACTION = 0.25
 
 
+class Judge(Protocol):
+    """What labels positions and plays games: an :class:`Engine`, or an object of your own.
+
+    Each answer must depend on the position only.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is, with its settings; rows of judges with other names are not mixed."""
+        ...
+
+    def evaluate(self, board: chess.Board) -> Evaluation:
+        """Return the values of a position and of all its legal moves."""
+        ...
+
+    def choose(self, board: chess.Board) -> chess.Move:
+        """Return the move that it plays."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Run:
     """What determines the rows of a folder."""
 
-    engine: str
-    depth: int | None
-    nodes: int | None
+    judge: str
     seed: int
     random_fraction: float
-    shard_size: int
 
 
 def label_games(
-    engine: Engine,
+    judge: Judge,
     num_positions: int,
     *,
     seed: int = 0,
@@ -60,51 +78,45 @@ def label_games(
     shard_size: int = 1000,
     show_progress: bool = False,
 ) -> datasets.Dataset:
-    """Return positions of games that an engine plays against itself, with its values.
+    """Return positions of games that a judge plays against itself, with its values.
 
     A game begins with up to eight random moves; then each move is a random one with probability
-    ``random_fraction``, else the engine's, for at most 120 half-moves. A quarter of the positions
+    ``random_fraction``, else the judge's, for at most 120 half-moves. A quarter of the positions
     from there on is labelled, each once: one that came up before, in whatever game, is left out.
 
     Args:
-        engine: Labels, and plays.
+        judge: Labels, and plays.
         num_positions: How many rows.
         seed: Of the games.
         random_fraction: In [0, 1]; 1 for random games.
         output_dir: Where to keep the rows, in files of whole games which are either complete or
             absent; the same call goes on there, and more positions can be asked for. None keeps
             them in memory.
-        shard_size: Least number of rows in a file.
+        shard_size: A file with so many rows is closed at the end of a game.
         show_progress: Whether to show a bar.
 
     Raises:
-        EngineError: If the engine fails; the files written so far remain.
+        EngineError: If an engine fails; the files written so far remain.
         RunConflictError: If the folder holds rows made with other settings.
         ValueError: If a number is out of range.
     """
     check_int("num_positions", num_positions, low=1)
     check_int("shard_size", shard_size, low=1)
     check_range("random_fraction", random_fraction, low=0.0, high=1.0)
-    run = _Run(
-        engine=engine.name,
-        depth=engine.depth,
-        nodes=engine.nodes,
-        seed=seed,
-        random_fraction=random_fraction,
-        shard_size=shard_size,
-    )
+    run = _Run(judge=judge.name, seed=seed, random_fraction=random_fraction)
     folder = None if output_dir is None else Path(output_dir)
+    tables: list[pa.Table] = []
     if folder is not None:
         open_run(folder, run, seed=seed)
-    tables = [] if folder is None else [_read(path) for path in _shards(folder)]
+        tables = [_read(path) for path in _shards(folder)]
     count = sum(len(table) for table in tables)
+    seen = {position_key(fen) for table in tables for fen in table["fen"].to_pylist()}
+    game = 1 + tables[-1]["game"][-1].as_py() if tables else 0
     with progress("positions", num_positions, done=count, show=show_progress) as bar:
-        seen = {position_key(fen) for table in tables for fen in table["fen"].to_pylist()}
-        game = 1 + tables[-1]["game"][-1].as_py() if tables else 0
         while count < num_positions:
             rows: list[dict] = []
-            while len(rows) < shard_size and count + len(rows) < num_positions + shard_size:
-                rows += _label_game(engine, run, game, seen)
+            while len(rows) < shard_size and count + len(rows) < num_positions:
+                rows += _label_game(judge, run, game, seen)
                 game += 1
                 bar.update(min(count + len(rows), num_positions))
             tables.append(pa.Table.from_pylist(rows, schema=_SCHEMA))
@@ -114,17 +126,17 @@ def label_games(
     return datasets.Dataset(pa.concat_tables(tables)).select(range(num_positions))
 
 
-def label_positions(engine: Engine, fens: Iterable[str]) -> datasets.Dataset:
-    """Return given positions with an engine's values; each counts as a game of its own.
+def label_positions(judge: Judge, fens: Iterable[str]) -> datasets.Dataset:
+    """Return given positions with a judge's values; each counts as a game of its own.
 
     Raises:
-        EngineError: If the engine fails.
+        EngineError: If an engine fails.
         ValueError: If a position is no FEN, illegal or without a legal move; the message names it.
     """
     rows = []
     for number, fen in enumerate(fens):
         board = read_board(fen)
-        rows.append(_row(board, engine.evaluate(board), number))
+        rows.append(_row(board, judge.evaluate(board), number))
     return datasets.Dataset(pa.Table.from_pylist(rows, schema=_SCHEMA))
 
 
@@ -186,7 +198,7 @@ def split_by_game(
     return rows.select(np.flatnonzero(~is_test)), rows.select(np.flatnonzero(is_test))
 
 
-def _label_game(engine: Engine, run: _Run, game: int, seen: set[str]) -> Iterator[dict]:
+def _label_game(judge: Judge, run: _Run, game: int, seen: set[str]) -> Iterator[dict]:
     """Yield the rows of one game, those in ``seen`` left out, and add them there."""
     rng = np.random.default_rng(derive(run.seed, "game", game))
     board = chess.Board()
@@ -198,11 +210,11 @@ def _label_game(engine: Engine, run: _Run, game: int, seen: set[str]) -> Iterato
         key = position_key(board.fen())
         if is_kept and key not in seen:
             seen.add(key)
-            yield _row(board, engine.evaluate(board), game)
+            yield _row(board, judge.evaluate(board), game)
         if is_random:
             _push_random(board, rng)
         else:
-            board.push(engine.choose(board))
+            board.push(judge.choose(board))
 
 
 def _push_random(board: chess.Board, rng: np.random.Generator) -> None:

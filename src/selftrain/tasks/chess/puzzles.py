@@ -9,7 +9,8 @@ import chess
 import datasets
 
 from selftrain._core.checks import check_int, check_range
-from selftrain.tasks.chess.engine import Engine, read_board
+from selftrain.tasks.chess.engine import read_board
+from selftrain.tasks.chess.labels import Judge
 from selftrain.tasks.chess.tokens import MOVES
 
 
@@ -67,31 +68,31 @@ def puzzles_from_labels(
     rows: datasets.Dataset,
     *,
     margin: float = 0.2,
-    engine: Engine | None = None,
+    judge: Judge | None = None,
     max_moves: int = 3,
 ) -> tuple[Puzzle, ...]:
     """Return the positions in which one move is better than all others, as puzzles.
 
-    Without an engine a puzzle is one move. With one the line goes on: the opponent's best answer,
+    Without a judge a puzzle is one move. With one the line goes on: the opponent's best answer,
     and the solver's next move as long as that one is the only good one, too.
 
     Args:
         rows: Labelled positions.
         margin: By how much the best move's value exceeds the second's.
-        engine: Continues the lines.
+        judge: Continues the lines.
         max_moves: Most moves of the solver.
 
     Raises:
-        EngineError: If the engine fails.
+        EngineError: If an engine fails.
         ValueError: If a number is out of range.
     """
     check_range("margin", margin, low=0.0, high=1.0, low_open=True)
     check_int("max_moves", max_moves, low=1)
-    return tuple(_puzzles(rows, margin, engine, max_moves))
+    return tuple(_puzzles(rows, margin, judge, max_moves))
 
 
 def _puzzles(
-    rows: datasets.Dataset, margin: float, engine: Engine | None, max_moves: int
+    rows: datasets.Dataset, margin: float, judge: Judge | None, max_moves: int
 ) -> Iterator[Puzzle]:
     for number, row in enumerate(rows.with_format(None)):
         named = {MOVES[m]: v for m, v in zip(row["moves"], row["move_values"], strict=True)}
@@ -99,8 +100,8 @@ def _puzzles(
         if best is None:
             continue
         line = [best]
-        if engine is not None:
-            line += _continue(row["fen"], best, margin, engine, max_moves - 1)
+        if judge is not None:
+            line += _continue(row["fen"], best, margin, judge, max_moves - 1)
         yield Puzzle(f"{row['game']}/{number}", row["fen"], tuple(line))
 
 
@@ -112,7 +113,7 @@ def _only_move(values: dict[str, float], margin: float) -> str | None:
     return first
 
 
-def _continue(fen: str, move: str, margin: float, engine: Engine, num_moves: int) -> list[str]:
+def _continue(fen: str, move: str, margin: float, judge: Judge, num_moves: int) -> list[str]:
     """Return the opponent's and the solver's moves that follow."""
     board = read_board(fen)
     board.push_uci(move)
@@ -120,11 +121,11 @@ def _continue(fen: str, move: str, margin: float, engine: Engine, num_moves: int
     for _ in range(num_moves):
         if board.outcome() is not None:
             break
-        answer = engine.evaluate(board).best_move
+        answer = judge.evaluate(board).best_move
         board.push_uci(answer)
         if board.outcome() is not None:
             break
-        only = _only_move(engine.evaluate(board).move_values, margin)
+        only = _only_move(judge.evaluate(board).move_values, margin)
         if only is None:
             break
         line += [answer, only]
