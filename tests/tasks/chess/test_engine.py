@@ -67,7 +67,7 @@ def test_win_probability_is_the_published_one():
 def test_a_mate_in_one_is_worth_one_and_to_be_mated_nothing():
     with Engine(depth=3) as engine:
         winning = engine.evaluate(chess.Board("6k1/5ppp/8/8/8/8/8/K2R4 w - - 0 1"))
-        losing = engine.evaluate(chess.Board("7k/5ppp/8/8/8/8/7r/K5r1 w - - 0 1"))
+        losing = engine.evaluate(chess.Board("7k/5ppp/8/8/8/6r1/7r/K7 w - - 0 1"))
     assert winning.best_move == "d1d8"
     assert winning.value == winning.move_values["d1d8"] == 1.0
     assert losing.value < 0.01
@@ -83,8 +83,15 @@ def test_values_are_those_of_the_side_to_move():
 
 
 @needs_stockfish
-def test_every_legal_move_has_a_value_and_the_best_is_the_positions():
-    board = chess.Board("r3k2r/pPppqpb1/bn2pnp1/3PN3/1p2P3/2N2Q1p/PPPBBPPP/R3K2R w KQkq - 0 1")
+@pytest.mark.parametrize(
+    "fen",
+    [
+        "r3k2r/p1ppqpb1/bn2pnp1/3PN3/1p2P3/2N2Q1p/PPPBBPPP/R3K2R w KQkq - 0 1",  # 48, castling
+        "1r5k/P7/8/8/8/8/8/4K3 w - - 0 1",  # promotions
+    ],
+)
+def test_every_legal_move_has_a_value_and_the_best_is_the_positions(fen):
+    board = chess.Board(fen)
     with Engine(depth=2) as engine:
         found = engine.evaluate(board)
     assert list(found.move_values) == sorted(move.uci() for move in board.legal_moves)

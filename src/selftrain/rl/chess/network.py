@@ -15,7 +15,8 @@ from selftrain.tasks.chess.tokens import FEN_SYMBOLS, MOVES, NUM_FEN_TOKENS
 _READOUT = len(FEN_SYMBOLS)
 _FIRST_MOVE = _READOUT + 1
 _VOCABULARY = _FIRST_MOVE + len(MOVES)
-_EMBEDDING_STD = 0.02
+# The scale that normalised features have, so that biases do not drown what was read.
+_EMBEDDING_STD = 0.5
 
 
 class ChessValueNet(nn.Module):
