@@ -20,10 +20,13 @@ def test_the_best_move_is_played(piece_counter):
 def test_a_third_repetition_is_worth_a_half(piece_counter):
     player = ChessPlayer(piece_counter("state_value"))
     board = chess.Board("7k/8/8/8/8/8/8/KQ6 w - - 0 1")
-    for move in ["b1b2", "h8g8", "b2b1", "g8h8"] * 2:
+    *moves, last = ["b1b2", "h8g8", "b2b1", "g8h8"] * 2
+    for move in moves:
         assert player.values(board)[move] != 0.5
         board.push_uci(move)
-    # The same position followed b1b2 twice before.
+    # What is on the board behind this move was there at the beginning, and four moves ago.
+    assert player.values(board)[last] == 0.5
+    board.push_uci(last)
     assert player.values(board)["b1b2"] == 0.5
     assert player(board).uci() != "b1b2"
 
@@ -39,8 +42,8 @@ def test_scoring_moves_leaves_the_board_as_it_was(piece_counter):
 
 def test_counting_pieces_beats_random_moves(piece_counter):
     player = ChessPlayer(piece_counter("state_value"))
-    result = play_match(player, RandomPlayer(1), 4, max_plies=120)
-    assert len(result.points) == 8
+    result = play_match(player, RandomPlayer(1), 2, max_plies=100)
+    assert len(result.points) == 4
     assert result.score > 0.6
 
 
@@ -51,10 +54,11 @@ def test_a_match_of_a_player_with_itself_is_even():
 
 def test_the_seed_determines_a_match():
     results = [
-        play_match(RandomPlayer(1), RandomPlayer(2), 2, seed=seed, max_plies=400)
+        play_match(RandomPlayer(1), RandomPlayer(2), 2, seed=seed, max_plies=60)
         for seed in (0, 0, 1)
     ]
     assert results[0] == results[1]
+    assert all(point in (0.0, 0.5, 1.0) for point in results[2].points)
 
 
 def test_an_illegal_move_is_an_error_that_names_the_player():

@@ -63,8 +63,13 @@ def keys_of(dataset) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return label_games(Counter(), 120, seed=3)
+def counter():
+    return Counter()
+
+
+@pytest.fixture(scope="module")
+def rows(counter):
+    return label_games(counter, 120, seed=3)
 
 
 def test_rows_are_legal_positions_with_all_their_moves(rows):
@@ -84,10 +89,10 @@ def test_the_seed_determines_the_rows(rows):
     assert rows_of(label_games(Counter(), 120, seed=4)) != rows_of(rows)
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_rows(tmp_path, rows):
+def test_a_run_that_was_killed_goes_on_to_the_same_rows(tmp_path, rows, counter):
     settings = {"seed": 3, "output_dir": tmp_path, "shard_size": 25}
     with pytest.raises(EngineError):
-        label_games(Counter(fails_at=200), 120, **settings)
+        label_games(Counter(fails_at=counter.num_calls * 2 // 3), 120, **settings)
     assert list(tmp_path.glob("positions-*.arrow")), "something was kept"
     assert len(load_positions(tmp_path)) < 120
     assert rows_of(label_games(Counter(), 120, **settings)) == rows_of(rows)

@@ -4,6 +4,7 @@ Stockfish is a program of its own (Debian: ``apt install stockfish``), run out o
 of it is linked or copied.
 """
 
+import asyncio
 import math
 import shutil
 import threading
@@ -278,14 +279,29 @@ def _start(path: Path, timeout: float) -> chess.engine.SimpleEngine:
     python-chess runs it from a thread, which is a daemon if the thread is that starts it. Otherwise
     a program that forgets to close an engine would never end.
     """
-    started: Future[chess.engine.SimpleEngine] = Future()
+
+    async def serve(ready: Future[chess.engine.SimpleEngine]) -> None:
+        transport, protocol = await chess.engine.UciProtocol.popen(str(path))
+        engine = chess.engine.SimpleEngine(transport, protocol, timeout=None)
+        try:
+            await asyncio.wait_for(protocol.initialize(), timeout)
+            ready.set_result(engine)
+        except BaseException:
+            transport.close()  # kills
+            raise
+        finally:
+            # SimpleEngine.popen_uci does not wait for a program that is no engine.
+            engine.returncode.set_result(await protocol.returncode)
+            engine.close()
+        await engine.shutdown_event.wait()
 
     def start() -> None:
         try:
-            started.set_result(chess.engine.SimpleEngine.popen_uci(str(path), timeout=timeout))
+            started.set_result(chess.engine.run_in_background(serve, name=f"engine {path}"))
         except BaseException as error:
             started.set_exception(error)
 
+    started: Future[chess.engine.SimpleEngine] = Future()
     threading.Thread(target=start, daemon=True).start()
     try:
         return started.result()
