@@ -1,4 +1,4 @@
-"""Learn chess without search from Stockfish's values, once with each head, and play.
+r"""Learn chess without search from Stockfish's values, once with each head, and play.
 
 Stockfish plays games against itself and values every legal move of their positions. A small
 transformer learns these values with a categorical head and by squared errors: the network, the
@@ -8,7 +8,7 @@ match against random moves. Small networks like these play badly. Without Stockf
 stockfish) it takes a table of 600 positions that the tests use.
 
     python examples/learn_chess_values.py                    # about five minutes on one core
-    python examples/learn_chess_values.py --num-positions 100000 --num-steps 50000 \\
+    python examples/learn_chess_values.py --num-positions 100000 --num-steps 50000 \
         --width 256 --num-layers 8 --num-heads 8 --device cuda --folder runs/chess
 """
 
