@@ -3,7 +3,6 @@
 import copy
 import math
 
-import jaxtyping
 import pytest
 import torch
 
@@ -11,15 +10,6 @@ from selftrain.nn import CategoricalValueHead, ScalarValueHead
 from selftrain.ops import C51, HLGauss, OneHot, Support, Symlog, TwoHot
 
 SUPPORT = Support(-10.0, 10.0, 51)
-
-
-@pytest.fixture
-def without_shape_checks():
-    """Switch off the run-time types, which come before our own checks and break compilation."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    torch._dynamo.reset()
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def make_heads(num_outputs=1):

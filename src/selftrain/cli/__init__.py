@@ -1,7 +1,7 @@
 """The command line: ``selftrain <command>``.
 
 Nothing is imported here but the standard library, so that help and errors come at once. A command
-lives in ``selftrain.cli.<command>`` and offers ``main(args: list[str]) -> int``.
+lives in ``selftrain.cli.<command>``, with ``_`` for ``-``, and offers ``main(args: list[str]) -> int``.
 """
 
 import difflib
@@ -17,6 +17,7 @@ COMMANDS = {
     "distill": "Distil a teacher into a student on your own rows.",
     "distillspec": "Distil a draft from a target, decode with it, and report the speed-up.",
     "restem": "Let a model improve on its own right answers to problems that can be checked.",
+    "train-dqn": "Train a value agent on a game, with any head: DQN and the parts of Rainbow.",
     "vstar": "Train a generator on its right answers, and a verifier on right against wrong.",
 }
 
@@ -50,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(command: str, args: list[str], *, debug: bool) -> int:
     try:
-        return importlib.import_module(f"selftrain.cli.{command}").main(args)
+        module = command.replace("-", "_")
+        return importlib.import_module(f"selftrain.cli.{module}").main(args)
     except KeyboardInterrupt:
         print("\nStopped. The same command continues the run.", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 import gymnasium
 
+from selftrain.envs.atari import make_atari
 from selftrain.envs.gridworld import NoisyGridEnv, NoisyGridVectorEnv
 from selftrain.envs.toy import CatchEnv, CatchVectorEnv
 
@@ -10,6 +11,7 @@ __all__ = [
     "CatchVectorEnv",
     "NoisyGridEnv",
     "NoisyGridVectorEnv",
+    "make_atari",
 ]
 
 for _name, _module in (("Catch", "toy"), ("NoisyGrid", "gridworld")):

@@ -130,7 +130,7 @@ class Ring:
         """
         rows = torch.arange(first, self.end, device=self.device)
         num = len(rows)
-        flags_RE = self.flags[self.slots_of(rows)].view(num, self.num_envs)
+        flags_RE = self.flags.take(self.slots_of(rows)).view(num, self.num_envs)
         ends_RE, border_RE = (flags_RE & _END) != 0, (flags_RE & BORDER) != 0
         kept_RE = torch.zeros_like(border_RE)
         kept_RE[:-1] = border_RE[1:]
@@ -153,13 +153,19 @@ class Ring:
         later_H = torch.arange(horizon + 1, device=self.device) * self.num_envs
         later_BH = indices[:, None] + later_H
         slots_BH = later_BH % self.num_slots
-        flags_BH = self.flags[slots_BH] * (later_BH < self.end * self.num_envs)
+        flags_BH = self.flags.take(slots_BH) * (later_BH < self.end * self.num_envs)
         return Ahead(
             slots=slots_BH,
             terminated=(flags_BH & TERMINATED) != 0,
             truncated=(flags_BH & TRUNCATED) != 0,
             border=(flags_BH & BORDER) != 0,
         )
+
+    def read_frames(self, slots: Tensor) -> Tensor:
+        """Return the frames of ``slots``, ``[B, num]``, as ``[B, num, *shape]``."""
+        # Indexing with brackets copies byte by byte on CPUs, this whole frames: 100 times faster.
+        frames = self.frames.index_select(0, slots.flatten())
+        return frames.view(*slots.shape, *self.frames.shape[1:])
 
     def stack(self, slots: Tensor, ages: Tensor, num: int) -> Tensor:
         """Return the slots of the last ``num`` frames of each state, ``[B, S]``.

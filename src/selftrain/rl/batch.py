@@ -65,34 +65,34 @@ def gather_batch(
     ahead = ring.look_ahead(indices, max(num_steps, window))
     slots = ahead.slots[:, 0]
     terminated, truncated = ahead.terminated[:, :num_steps], ahead.truncated[:, :num_steps]
-    rewards = ring.rewards[ahead.slots[:, :num_steps]]
+    rewards = ring.rewards.take(ahead.slots[:, :num_steps])
     returned = n_step_returns(rewards, terminated, truncated, discount=discount)
     last = returned.num_steps[:, None]
     ended = (terminated | truncated).gather(1, last - 1)
     there = (~ended | ahead.border.gather(1, last))[:, 0]
     next_slots = ahead.slots.gather(1, last)[:, 0]
-    ages = ring.ages[slots]
+    ages = ring.ages.take(slots)
     inside, mask = _window_masks(ahead, window)
     places = [
         ring.stack(slots, ages, stack),
         torch.where(inside, ahead.slots[:, 1 : window + 1], ring.num_slots),
         ring.stack(next_slots, torch.where(there, ages + returned.num_steps, -1), stack),
     ]
-    frames = ring.frames[torch.cat(places, dim=1)]
+    frames = ring.read_frames(torch.cat(places, dim=1))
     following = None
     if window:
         following = Window(
             observations=_states(frames[:, : stack + window], stack),
-            actions=ring.actions[ahead.slots[:, :window]].long(),
+            actions=ring.actions.take(ahead.slots[:, :window]).long(),
             mask=mask,
         )
     return Batch(
         observations=_states(frames[:, :stack], stack)[:, 0],
-        actions=ring.actions[slots].long(),
+        actions=ring.actions.take(slots).long(),
         returns=returned.returns,
         discounts=returned.discounts,
         next_observations=_states(frames[:, -stack:], stack)[:, 0],
-        next_actions=ring.actions[next_slots].long().masked_fill(returned.discounts == 0, 0),
+        next_actions=ring.actions.take(next_slots).long().masked_fill(returned.discounts == 0, 0),
         weights=weights,
         indices=indices,
         window=following,

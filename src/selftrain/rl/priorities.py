@@ -108,7 +108,7 @@ class Priorities:
         if self._powers is None:
             weights = torch.ones(batch_size, device=device)
         else:
-            powers = self._powers[slots]
+            powers = self._powers.take(slots)
             weights = (powers.min() / powers) ** importance_exponent
         return self._ring.indices_of(slots), weights
 

@@ -62,8 +62,8 @@ class SumTree:
         self._levels[0][indices] = weights.to(torch.float32)
         for below, above in zip(self._levels, self._levels[1:], strict=False):
             indices = indices // _FANOUT
-            # Twins write the same sum.
-            above[indices] = below.view(-1, _FANOUT)[indices].sum(-1, dtype=torch.float64)
+            children = below.view(-1, _FANOUT).index_select(0, indices)
+            above[indices] = children.sum(-1, dtype=torch.float64)  # twins write the same sum
 
     def fill(self, weights: Tensor) -> None:
         """Replace all weights, ``[size]``."""
@@ -83,7 +83,7 @@ class SumTree:
         nodes = torch.zeros(len(fractions), dtype=torch.int64, device=fractions.device)
         rest_B = fractions * self.total
         for level in reversed(self._levels):
-            children_BF = level.view(-1, _FANOUT)[nodes].double()
+            children_BF = level.view(-1, _FANOUT).index_select(0, nodes).double()
             sums_BF = children_BF.cumsum(-1)
             # The sum of a node may differ from its last running sum by rounding; and the first
             # running sum above ``rest`` belongs to a child with weight, if there is one above.
