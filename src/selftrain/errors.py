@@ -19,3 +19,7 @@ class GradingError(SelftrainError, ValueError):
 
 class SandboxError(SelftrainError, RuntimeError):
     """Programs cannot be run as safely as was asked for, or too often could not be run at all."""
+
+
+class EngineError(SelftrainError, RuntimeError):
+    """A chess engine is missing, died, took too long or answered what cannot be understood."""
