@@ -108,7 +108,7 @@ PARTS = {
     ),
     "chess": Part(
         "Chess",
-        "Action values of Stockfish (200 nodes) for 3,000 positions of its games, a fifth of the "
+        "Action values of Stockfish (depth 4) for 3,000 positions of its games, a fifth of the "
         "games held out; transformers of two layers of width 32, 800 steps of 64 moves, 128 bins. "
         "A puzzle is a held-out position with one move 0.2 better than all others.",
         SUPERVISED,
@@ -217,6 +217,10 @@ def page(rows: Sequence[Row], environment: dict[str, Any], workers: int) -> str:
         for metric in spec.metrics:
             name = metric.name
             parts += [f"{name[0].upper()}{name[1:]}:", _table(results, part, metric)]
+    parts.append(
+        "![Bias of readouts, and errors by sigma, by width and along the training on Catch, with "
+        "intervals](../benchmarks/results/stop_regressing.png)"
+    )
     return "\n\n".join(parts) + "\n"
 
 

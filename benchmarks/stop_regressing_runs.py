@@ -331,7 +331,7 @@ def label_chess(work: Path, *, quick: bool) -> None:
     """Write the labelled positions that all jobs learn from; goes on where it was stopped."""
     from selftrain.tasks.chess import Engine, label_games
 
-    with Engine(nodes=200) as engine:
+    with Engine(depth=4) as engine:
         label_games(
             engine,
             150 if quick else 3000,
