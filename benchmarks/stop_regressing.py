@@ -53,7 +53,8 @@ class Args:
     json: Path = ROOT / "benchmarks/results/stop_regressing.json"
     """Where the rows go."""
     work: Path = Path("runs/bench-stop-regressing")
-    """Finished trainings and labelled positions; the same command continues there."""
+    """Finished trainings and labelled positions; the same command continues there. After a
+    change of sizes in the code take another folder."""
 
 
 def main(args: Args) -> None:

@@ -347,7 +347,7 @@ def chess(job: Job, work: Path) -> Row:
     from selftrain.tasks.chess import load_positions, puzzles_from_labels, split_by_game
 
     rows = load_positions(work / "chess-positions")
-    rows, test_rows = split_by_game(rows, 0.2)
+    rows, test_rows = split_by_game(rows, 0.2, seed=job.seed)
     test_rows = test_rows.select(range(min(300, len(test_rows))))
     config = ChessConfig(
         num_layers=2, width=32, batch_size=64, num_steps=job.steps(800), seed=job.seed
@@ -355,7 +355,9 @@ def chess(job: Job, work: Path) -> Row:
     transform = transform_of(job.head, Support(0.0, 1.0, 128))
     puzzles = puzzles_from_labels(test_rows)
     found = learn_chess(rows, transform, config, test_rows=test_rows, puzzles=puzzles)
-    return {**found.metrics, "tau": found.metrics["kendall_tau"], "num_puzzles": len(puzzles)}
+    tau = found.metrics["kendall_tau"]
+    none = {"puzzle_accuracy": float("nan")}  # few positions may hold no puzzle
+    return {**none, **found.metrics, "tau": tau, "num_puzzles": len(puzzles)}
 
 
 RUNNERS: dict[str, Callable[[Job, Path], Row]] = {
