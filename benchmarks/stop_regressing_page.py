@@ -86,7 +86,7 @@ PARTS = {
     ),
     "grid": Part(
         "Gridworld",
-        "DQN for 10,000 steps on a grid of 5 x 5 cells; reward noise is the width of a uniform law "
+        "DQN for 8,000 steps on a grid of 5 x 5 cells; reward noise is the width of a uniform law "
         "around the rewards, sticky the probability that an action is repeated. The error is that "
         "of all action values against the optimal ones; the regret is what a first action costs, "
         "averaged over all states.",
@@ -108,8 +108,8 @@ PARTS = {
     ),
     "chess": Part(
         "Chess",
-        "Action values of Stockfish (depth 4) for 3,000 positions of its games, a fifth of the "
-        "games held out; transformers of two layers of width 32, 800 steps of 64 moves, 128 bins. "
+        "Action values of Stockfish (depth 4) for 2,000 positions of its games, a fifth of the "
+        "games held out; transformers of two layers of width 32, 600 steps of 64 moves, 128 bins. "
         "A puzzle is a held-out position with one move 0.2 better than all others.",
         SUPERVISED,
         (

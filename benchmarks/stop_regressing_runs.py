@@ -300,7 +300,7 @@ def grid(job: Job, work: Path) -> Row:
     env = NoisyGridVectorEnv(8, size=5, **options)
     quiet = NoisyGridVectorEnv(16, size=5, sticky=options["sticky"])
     agent = _agent(job, env, Support(-2.0, 3.0, 51))
-    _train(job, agent, env, quiet, 500 + job.steps(10_000))
+    _train(job, agent, env, quiet, 500 + job.steps(8_000))
     wanted = torch.from_numpy(env.optimal_values(agent.config.discount)).flatten(0, 2)
     seen = torch.from_numpy(env.state_observations()).flatten(0, 2)
     with torch.no_grad():
@@ -334,7 +334,7 @@ def label_chess(work: Path, *, quick: bool) -> None:
     with Engine(depth=4) as engine:
         label_games(
             engine,
-            150 if quick else 3000,
+            150 if quick else 2000,
             output_dir=work / "chess-positions",
             shard_size=50 if quick else 500,
             show_progress=True,
@@ -350,7 +350,7 @@ def chess(job: Job, work: Path) -> Row:
     rows, test_rows = split_by_game(rows, 0.2, seed=job.seed)
     test_rows = test_rows.select(range(min(300, len(test_rows))))
     config = ChessConfig(
-        num_layers=2, width=32, batch_size=64, num_steps=job.steps(800), seed=job.seed
+        num_layers=2, width=32, batch_size=64, num_steps=job.steps(600), seed=job.seed
     )
     transform = transform_of(job.head, Support(0.0, 1.0, 128))
     puzzles = puzzles_from_labels(test_rows)
