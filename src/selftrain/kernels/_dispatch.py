@@ -30,10 +30,10 @@ def choose(backend: Backend, tensor: Tensor) -> Literal["eager", "triton"]:
         ValueError: If "triton" is asked for and cannot run: the package is missing, the type is
             not supported, or the tensor is not on a GPU and TRITON_INTERPRET=1 was not set.
     """
-    check_choice("backend", backend, ("auto", "eager", "triton"))
     if backend == "auto":
         suits = tensor.is_cuda and tensor.dtype in _DTYPES and _HAS_TRITON
         return "triton" if suits else "eager"
+    check_choice("backend", backend, ("auto", "eager", "triton"))
     if backend == "triton":
         if not _HAS_TRITON:
             raise ValueError("backend is 'triton', but the package triton is not installed.")

@@ -128,7 +128,7 @@ class HLGauss(ValueTransform):
             logits,
             clamped,
             self.bins,
-            self.grid_for(clamped, grid),
+            lambda: self.grid_for(clamped, grid),
             sigma_ratio=self.sigma_ratio,
             backend=backend,
         )
