@@ -131,9 +131,7 @@ def final_answer(problem: Problem, text: str) -> str | None:
         return None
 
 
-def _draw(
-    rng: np.random.Generator, operations: Sequence[_Part], max_length: int
-) -> Problem | None:
+def _draw(rng: np.random.Generator, operations: Sequence[_Part], max_length: int) -> Problem | None:
     parts = _draw_program(rng, operations)
     inputs: list[list[int]] = []
     while len(inputs) < _NUM_SHOWN + _NUM_HIDDEN:
