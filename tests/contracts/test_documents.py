@@ -46,7 +46,7 @@ def test_the_installation_page_gives_the_same_commands():
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_a_registered_command_has_a_module_and_a_page(command):
-    assert callable(importlib.import_module(f"selftrain.cli.{command}").main)
+    assert callable(importlib.import_module(f"selftrain.cli.{command.replace('-', '_')}").main)
     assert any(f"selftrain {command}" in path.read_text() for path in DOCUMENTS[1:])
 
 

@@ -114,7 +114,7 @@ def test_the_fixed_point_on_a_chain_is_the_table_of_optimal_values(head):
     agent = table_agent(head=HEADS[head], learning_rate=0.1, adam_eps=1e-8, batch_size=32)
     observe_chain(agent)
     for step in range(2400):
-        if step in (1600, 2000):
+        if step in (1600, 2000, 2200):
             for group in agent.optimizer.param_groups:
                 group["lr"] /= 10
         agent.learn()
