@@ -40,11 +40,24 @@ def test_scoring_moves_leaves_the_board_as_it_was(piece_counter):
     assert board.move_stack == before.move_stack
 
 
-def test_counting_pieces_beats_random_moves(piece_counter):
-    player = ChessPlayer(piece_counter("state_value"))
-    result = play_match(player, RandomPlayer(1), 2, max_plies=100)
-    assert len(result.points) == 4
-    assert result.score > 0.6
+def scripted(white: list[str], black: list[str]):
+    """Play moves by their number, whatever the other does."""
+
+    def player(board: chess.Board) -> chess.Move:
+        script = white if board.turn == chess.WHITE else black
+        return chess.Move.from_uci(script[board.fullmove_number - 1])
+
+    return player
+
+
+def test_points_are_those_of_the_first_player_with_both_colours():
+    wins = scripted(["e2e4", "d2d4", "d1h5"], ["e7e5", "d8h4"])  # two fool's mates
+    loses = scripted(["f2f3", "g2g4"], ["f7f6", "g7g5"])
+    draws = scripted(["f2f3", "a2a3"], ["f7f6", "a7a6"])
+    assert play_match(wins, loses, 1, num_opening_plies=0).points == (1.0, 1.0)
+    assert play_match(loses, wins, 1, num_opening_plies=0).points == (0.0, 0.0)
+    # Cut off before anything has happened.
+    assert play_match(wins, draws, 1, num_opening_plies=0, max_plies=3).points == (0.5, 0.5)
 
 
 def test_a_match_of_a_player_with_itself_is_even():

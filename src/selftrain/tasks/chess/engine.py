@@ -41,7 +41,7 @@ class Evaluation:
 
     @property
     def best_move(self) -> str:
-        """The move of the highest value; of several the first in the alphabet."""
+        """The move of the highest value; of several, such as all that mate, the first by name."""
         return max(self.move_values, key=self.move_values.__getitem__)
 
 
@@ -93,7 +93,7 @@ class Engine:
         >>> board = chess.Board("7k/8/6K1/8/8/8/8/R7 w - - 0 1")
         >>> if find_engine():
         ...     with Engine(depth=4) as engine:
-        ...         assert engine.evaluate(board).best_move == "a1a8"
+        ...         assert engine.choose(board).uci() == "a1a8"
     """
 
     def __init__(

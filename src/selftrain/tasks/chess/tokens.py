@@ -75,7 +75,7 @@ def encode_fen(fen: str) -> NDArray[np.uint8]:
 
     Example:
         >>> tokens = encode_fen("8/8/8/8/8/k7/8/K6R w - - 12 60")
-        >>> "".join(FEN_SYMBOLS[token] for token in tokens)[-15:]
+        >>> "".join(FEN_SYMBOLS[token] for token in tokens)[-13:]
         'R......12.60.'
     """
     return np.array([_PLACES[symbol] for symbol in _spell(fen)], dtype=np.uint8)
