@@ -1,10 +1,12 @@
 """Conservative Q-learning does better than the logs it learns from."""
 
 import numpy as np
+import pytest
 import torch
 
 from selftrain.envs import CatchVectorEnv
 from selftrain.nn import MLPEncoder, QNetwork, value_head
+from selftrain.ops import HLGauss, Support
 from selftrain.rl import CQL, CQLConfig, ReplayBuffer
 
 SIZE, NUM_GAMES = 6, 400
@@ -25,7 +27,17 @@ def play_catch(act, seed, buffer=None):
     return total.mean()
 
 
-def test_catch_is_learned_from_a_saved_replay_of_mixed_play(tmp_path):
+@pytest.mark.parametrize(
+    ("transform", "num_updates", "learning_rate"),
+    [
+        (None, 400, 2e-3),
+        (HLGauss(Support(-2.0, 2.0, 41)), 1000, 5e-3),  # slower to begin with
+    ],
+    ids=["scalar", "hl_gauss"],
+)
+def test_catch_is_learned_from_a_saved_replay_of_mixed_play(
+    transform, num_updates, learning_rate, tmp_path
+):
     rng = np.random.default_rng(0)
 
     def mixed(frames):
@@ -38,8 +50,8 @@ def test_catch_is_learned_from_a_saved_replay_of_mixed_play(tmp_path):
     logged = play_catch(mixed, 0, buffer)
     buffer.save(tmp_path / "log.safetensors")
     torch.manual_seed(0)
-    network = QNetwork(MLPEncoder(SIZE * SIZE, (64, 64)), 3, value_head())
-    config = CQLConfig(num_updates=400, learning_rate=2e-3, target_every=40)
+    network = QNetwork(MLPEncoder(SIZE * SIZE, (64, 64)), 3, value_head(transform))
+    config = CQLConfig(num_updates=num_updates, learning_rate=learning_rate, target_every=40)
     learner = CQL(network, config)
     learner.fit(ReplayBuffer.load(tmp_path / "log.safetensors"))
     assert logged < 0.3
