@@ -3,9 +3,9 @@
 Games of players of different strength are logged; conservative Q-learning (arXiv 2006.04779) learns
 from them with a head that classifies (HL-Gauss, arXiv 2403.03950) and with one that regresses, and
 then plays every answer once. It prints how many words the players of the log and the learned values
-find, and in how many guesses. Which head does better varies at this size: compare more seeds.
+find, and in how many guesses. A thousand updates are few for a transformer: expect more of a GPU.
 
-    python examples/learn_wordle_offline.py                     # about two minutes on one core
+    python examples/learn_wordle_offline.py                     # minutes on one core
     python examples/learn_wordle_offline.py --alpha 1 --target sarsa
     python examples/learn_wordle_offline.py --device cuda --num-words 0 --num-games 20000 \
         --num-features 256 --num-layers 6 --num-updates 50000
