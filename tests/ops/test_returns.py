@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selftrain.ops import n_step_returns
@@ -29,6 +29,7 @@ def experience(draw):
     return rewards, *ends, draw(st.sampled_from([0.0, 0.5, 0.97, 1.0]))
 
 
+@settings(deadline=None)
 @given(experience())
 def test_the_sum_is_that_of_a_walk_over_the_steps(case):
     rewards, terminated, truncated, discount = case

@@ -27,7 +27,7 @@ def test_a_million_writes_leave_no_drift(size):
     assert torch.equal(tree.total, filled(tree.weights).total)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     st.sampled_from(SIZES),
     st.integers(0, 10**6),
@@ -65,7 +65,7 @@ def test_the_edges_never_lead_to_an_empty_weight(size, fraction):
     assert weights[found] > 0
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 400), st.integers(0, 10**6))
 def test_zero_weights_are_never_found(size, seed):
     rng = torch.Generator().manual_seed(seed)
@@ -93,6 +93,7 @@ def test_weights_of_very_different_size_keep_their_shares():
     assert tree.find(torch.tensor([0.5], dtype=torch.float64)).item() == 65
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=30))
 def test_the_last_of_equal_indices_wins(indices):
     last = {index: place for place, index in enumerate(indices)}
