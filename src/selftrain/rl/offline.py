@@ -281,7 +281,7 @@ class CQL:
 def _with_returns_to_go(episode: Episode, discount: float) -> Episode:
     """Return the episode with the discounted sum of all rewards from a step on as its reward."""
     rewards = np.asarray(episode.rewards, np.float64)
-    returns = lfilter([1.0], [1.0, -discount], rewards[::-1])[::-1]
+    returns = np.asarray(lfilter([1.0], [1.0, -discount], rewards[::-1]))[::-1]
     return replace(episode, rewards=returns.astype(np.float32))
 
 

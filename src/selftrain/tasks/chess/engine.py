@@ -233,10 +233,8 @@ def check_board(board: chess.Board) -> None:
     """Raise ``ValueError`` unless a position is legal and has a legal move."""
     status = board.status()
     if status != chess.STATUS_VALID:
-        reasons = [flag.name.lower() for flag in chess.Status if flag and flag in status]
-        raise ValueError(
-            f"the position {board.fen()!r} is illegal: {', '.join(map(str, reasons))}."
-        )
+        reasons = [str(flag.name).lower() for flag in chess.Status if flag and flag in status]
+        raise ValueError(f"the position {board.fen()!r} is illegal: {', '.join(reasons)}.")
     if not any(board.legal_moves):
         raise ValueError(
             f"the game is over in {board.fen()!r}: there is no move to give a value to. Leave such "

@@ -9,7 +9,7 @@ a run which was killed goes on where it was, and gives what it would have given.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import chess
 import datasets
@@ -123,7 +123,7 @@ def label_games(
             count += len(rows)
             if folder is not None:
                 _write(folder / f"positions-{len(tables) - 1:05d}.arrow", tables[-1])
-    return datasets.Dataset(pa.concat_tables(tables)).select(range(num_positions))
+    return datasets.Dataset(pa.concat_tables(tables).slice(0, num_positions))
 
 
 def label_positions(judge: Judge, fens: Iterable[str]) -> datasets.Dataset:
@@ -142,7 +142,7 @@ def label_positions(judge: Judge, fens: Iterable[str]) -> datasets.Dataset:
 
 def save_positions(path: str | Path, rows: datasets.Dataset) -> None:
     """Write labelled positions to one compressed Arrow file, atomically."""
-    _write(Path(path), rows.with_format("arrow")[:].cast(_SCHEMA))
+    _write(Path(path), _table(rows).cast(_SCHEMA))
 
 
 def load_positions(*paths: str | Path) -> datasets.Dataset:
@@ -195,7 +195,8 @@ def split_by_game(
             f"of the {len(np.unique(games))} games all fall on one side at test_fraction="
             f"{test_fraction:g}; more games, or another fraction, are needed."
         )
-    return rows.select(np.flatnonzero(~is_test)), rows.select(np.flatnonzero(is_test))
+    table = _table(rows)
+    return datasets.Dataset(table.filter(~is_test)), datasets.Dataset(table.filter(is_test))
 
 
 def _label_game(judge: Judge, run: _Run, game: int, seen: set[str]) -> Iterator[dict]:
@@ -231,6 +232,12 @@ def _row(board: chess.Board, evaluation: Evaluation, game: int) -> dict:
         "move_values": list(evaluation.move_values.values()),
         "game": game,
     }
+
+
+def _table(rows: datasets.Dataset) -> pa.Table:
+    """Return rows as one table, those that were left out of it left out."""
+    table: Any = rows.with_format("arrow")[:]
+    return table
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import chess
 import datasets
@@ -94,6 +95,7 @@ def puzzles_from_labels(
 def _puzzles(
     rows: datasets.Dataset, margin: float, judge: Judge | None, max_moves: int
 ) -> Iterator[Puzzle]:
+    row: Any
     for number, row in enumerate(rows.with_format(None)):
         named = {MOVES[m]: v for m, v in zip(row["moves"], row["move_values"], strict=True)}
         best = _only_move(named, margin)
