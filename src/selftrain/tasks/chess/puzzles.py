@@ -1,7 +1,7 @@
 """Chess puzzles: positions with one line of moves that has to be found."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,8 @@ def puzzles_from_labels(
 def _puzzles(
     rows: datasets.Dataset, margin: float, judge: Judge | None, max_moves: int
 ) -> Iterator[Puzzle]:
-    row: Any
-    for number, row in enumerate(rows.with_format(None)):
+    plain: Iterable[Any] = rows.with_format(None)
+    for number, row in enumerate(plain):
         named = {MOVES[m]: v for m, v in zip(row["moves"], row["move_values"], strict=True)}
         best = _only_move(named, margin)
         if best is None:
