@@ -17,7 +17,7 @@ FILES = sorted((Path(__file__).parent / "interpreted").glob("test_*.py"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_kernels_agree_with_the_reference_under_the_interpreter(path):
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(path)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", str(path)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],

@@ -111,7 +111,9 @@ def test_no_gradient_reaches_the_target_network(head):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_the_fixed_point_on_a_chain_is_the_table_of_optimal_values(head):
-    agent = table_agent(head=HEADS[head], learning_rate=0.1, adam_eps=1e-8, batch_size=32)
+    # Logits have far to go; the squared error's gradients vanish, and Adam remembers large ones.
+    rate = 0.01 if head == "mse" else 0.1
+    agent = table_agent(head=HEADS[head], learning_rate=rate, adam_eps=1e-8, batch_size=32)
     observe_chain(agent)
     for step in range(2400):
         if step in (1600, 2000, 2200):
