@@ -15,6 +15,9 @@ class ChessConfig:
 
     predicts: Predicts = "action_value"
     """Whether the network gives values of moves or of positions."""
+    mover_view: bool = True
+    """Whether the network sees every position as if it were white's turn, colours and ranks
+    exchanged where it is black's; the papers leave that to be learnt."""
     num_layers: int = 2
     """Blocks of the transformer."""
     width: int = 64
@@ -51,6 +54,7 @@ class ChessConfig:
     def paper_9m(cls) -> "ChessConfig":
         """Return the smallest network of arXiv 2402.04494 (table A1): 8 blocks of width 256."""
         return cls(
+            mover_view=False,
             num_layers=8,
             width=256,
             num_heads=8,
