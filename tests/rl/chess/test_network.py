@@ -44,7 +44,7 @@ def by_torch(network: ChessValueNet, features: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_the_readout_is_that_of_torchs_encoder(num_layers):
-    network = make(num_layers=num_layers)
+    network = make(num_layers=num_layers, mover_view=False)
     seen = []
     network.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     network(TOKENS, MOVES)
