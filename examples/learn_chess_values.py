@@ -4,8 +4,9 @@ Stockfish plays games against itself and values every legal move of their positi
 transformer learns these values with a categorical head and by squared errors: the network, the
 batches and the number of steps are the same. It prints the error, how often the best move is the
 engine's, and Kendall's rank correlation on games that were not learned from, and the score of a
-match against random moves. Networks of minutes like these learn values, but hardly to rank moves. Without Stockfish (apt install
-stockfish) it takes a table of 600 positions that the tests use.
+match against random moves. Networks of minutes like these learn what positions are worth, and
+hardly to rank moves: they play no better than at random. Without Stockfish (apt install stockfish)
+it takes a table of 600 positions that the tests use.
 
     python examples/learn_chess_values.py                    # about five minutes on one core
     python examples/learn_chess_values.py --num-positions 100000 --num-steps 50000 \
