@@ -9,7 +9,7 @@ anything else. The process is in the sandbox all the same.
 import ast
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from selftrain.tasks.sandbox import Outcome, Program, Sandbox
 
@@ -24,14 +24,6 @@ _NODES = (
     *(ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
 )
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod)  # no powers, no shifts
-
-
-@dataclass(frozen=True, slots=True)
-class _Function:
-    """A harmless program: one function, found under ``name``."""
-
-    name: str
-    definition: ast.FunctionDef
 
 
 def run_packed(
@@ -50,13 +42,13 @@ def run_packed(
     Raises:
         SandboxError: As :meth:`Sandbox.run`.
     """
-    functions = [_harmless(program) if max_programs > 1 else None for program in programs]
-    together = [i for i, function in enumerate(functions) if function is not None]
-    packs = [together[i : i + max_programs] for i in range(0, len(together), max_programs)]
-    packed = [
-        _pack([(programs[i], f) for i in pack if (f := functions[i]) is not None]) for pack in packs
-    ]
     found: dict[int, Outcome] = {}
+    functions: dict[int, ast.FunctionDef] = {}
+    if max_programs > 1:
+        functions = {i: f for i, p in enumerate(programs) if (f := _harmless(p)) is not None}
+    together = list(functions)
+    packs = [together[i : i + max_programs] for i in range(0, len(together), max_programs)]
+    packed = [_pack([(functions[i], programs[i].calls) for i in pack]) for pack in packs]
     for pack, outcome in zip(packs, sandbox.run(packed) if packed else [], strict=True):
         if all(result.status in ("finished", "error") for result in outcome.results):
             found |= _unpack(pack, programs, outcome)
@@ -66,7 +58,7 @@ def run_packed(
     return [found[i] for i in range(len(programs))]
 
 
-def _harmless(program: Program) -> _Function | None:
+def _harmless(program: Program) -> ast.FunctionDef | None:
     """Return the function that a program consists of, if it can do nothing but compute."""
     if program.setup or program.after or program.asserts or not program.calls:
         return None
@@ -88,7 +80,7 @@ def _harmless(program: Program) -> _Function | None:
         ] if not (definition.args.vararg or definition.args.kwarg):
             names = {argument.arg for argument in arguments if argument.annotation is None}
             if len(names) == len(arguments) and _is_pure(value, names):
-                return _Function(definition.name, definition)
+                return definition
     return None
 
 
@@ -123,13 +115,14 @@ def _is_allowed(node: ast.AST, names: set[str], callees: set[int]) -> bool:
     return isinstance(node, _NODES)
 
 
-def _pack(programs: Sequence[tuple[Program, _Function]]) -> Program:
-    """Return one program of all functions, under names that do not meet."""
+def _pack(programs: Sequence[tuple[ast.FunctionDef, Sequence[str]]]) -> Program:
+    """Return one program of functions under names that do not meet, and the calls of each."""
     sources, calls = [], []
-    for i, (program, function) in enumerate(programs):
-        function.definition.name = own = f"program_{i}"
-        sources.append(ast.unparse(function.definition))
-        calls += [f"(lambda {function.name}: {call})({own})" for call in program.calls]
+    for i, (function, its_calls) in enumerate(programs):
+        own = f"program_{i}"
+        calls += [f"(lambda {function.name}: {call})({own})" for call in its_calls]
+        function.name = own
+        sources.append(ast.unparse(function))
     return Program(code="\n".join(sources), calls=tuple(calls))
 
 
