@@ -1,6 +1,6 @@
 """Settings of the value agent, with the published ones by name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from selftrain._core.checks import check_int, check_range
@@ -139,26 +139,14 @@ class DQNConfig:
         0.5, as in Dopamine, where the paper raises it from 0.4 to 1. The paper's head is C51 with
         51 atoms from -10 to 10.
         """
-        return cls(
+        return replace(
+            cls.atari(),
             num_steps=3,
-            batch_size=32,
-            learning_rate=6.25e-5,
-            adam_eps=1.5e-4,
             max_grad_norm=10.0,
             double=True,
             dueling=True,
             priority_exponent=0.5,
             importance_exponent=0.5,
-            capacity=1_000_000,
-            stack=4,
-            warmup_steps=20_000,
-            update_every=4,
-            target_every=2_000,
-            target_decay=None,
-            epsilon_end=0.01,
-            epsilon_steps=250_000,
-            eval_epsilon=0.001,
-            reward_clip=1.0,
         )
 
     def epsilon_at(self, num_env_steps: int) -> float:
