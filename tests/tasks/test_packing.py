@@ -31,6 +31,7 @@ MEDDLING = [
     "[0 for sorted in [len]]",
     "f(x)",
     "program_0(x)",
+    "[program_0 for program_0 in x] or program_0",
     "open(0)",
     "print(x)",
     "getattr(x, 0)",

@@ -23,6 +23,7 @@ _NODES = (
     *(ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.IfExp),
     *(ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
 )
+_OWN = "program_"
 _OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod)  # no powers, no shifts
 
 
@@ -88,7 +89,8 @@ def _is_pure(value: ast.expr, arguments: set[str]) -> bool:
     """Say whether an expression computes a value from its arguments and does nothing else."""
     bound = {n.id for n in ast.walk(value) if isinstance(n, ast.Name) and _is_stored(n)}
     names = arguments | bound
-    if names & _FUNCTIONS:
+    # A name of a comprehension, used behind it, would be that of another program's function.
+    if names & _FUNCTIONS or any(name.startswith(_OWN) for name in names):
         return False
     callees = {id(node.func) for node in ast.walk(value) if isinstance(node, ast.Call)}
     return all(_is_allowed(node, names, callees) for node in ast.walk(value))
@@ -119,7 +121,7 @@ def _pack(programs: Sequence[tuple[ast.FunctionDef, Sequence[str]]]) -> Program:
     """Return one program of functions under names that do not meet, and the calls of each."""
     sources, calls = [], []
     for i, (function, its_calls) in enumerate(programs):
-        own = f"program_{i}"
+        own = f"{_OWN}{i}"
         calls += [f"(lambda {function.name}: {call})({own})" for call in its_calls]
         function.name = own
         sources.append(ast.unparse(function))
