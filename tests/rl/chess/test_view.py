@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selftrain.rl.chess.view import mover_view
+from selftrain.rl.chess.view import MoverView
 from selftrain.tasks.chess import MOVES, encode_fen, move_number
 
 
@@ -28,7 +28,7 @@ def test_black_sees_the_mirrored_board_and_white_the_board(seed, num_plies):
     moves = sorted(move.uci() for move in board.legal_moves) or ["e2e4"]
     numbers = torch.tensor([move_number(move) for move in moves])
     tokens = torch.from_numpy(encode_fen(board.fen(en_passant="fen")))
-    seen, seen_moves = mover_view(tokens.expand(len(moves), -1), numbers)
+    seen, seen_moves = MoverView()(tokens.expand(len(moves), -1), numbers)
     turned = board if board.turn == chess.WHITE else board.mirror()
     assert torch.equal(seen[0], torch.from_numpy(encode_fen(turned.fen(en_passant="fen"))).long())
     if board.legal_moves:
@@ -38,6 +38,6 @@ def test_black_sees_the_mirrored_board_and_white_the_board(seed, num_plies):
 
 def test_without_moves_there_are_none():
     tokens = torch.from_numpy(encode_fen(chess.STARTING_FEN))[None]
-    seen, moves = mover_view(tokens)
+    seen, moves = MoverView()(tokens, None)
     assert torch.equal(seen, tokens.long())
     assert moves is None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from selftrain.nn.value_heads import CategoricalValueHead, ScalarValueHead
 from selftrain.ops.value_transforms import ValueTransform
 from selftrain.rl.chess.config import ChessConfig, Predicts
-from selftrain.rl.chess.view import mover_view
+from selftrain.rl.chess.view import MoverView
 from selftrain.tasks.chess.tokens import FEN_SYMBOLS, MOVES, NUM_FEN_TOKENS
 
 _READOUT = len(FEN_SYMBOLS)
@@ -59,7 +59,7 @@ class ChessValueNet(nn.Module):
         super().__init__()
         width = config.width
         self.predicts: Predicts = config.predicts
-        self.mover_view = config.mover_view
+        self.view = MoverView() if config.mover_view else None
         num_tokens = NUM_FEN_TOKENS + 1 + (config.predicts == "action_value")
         self.symbols = nn.Embedding(_VOCABULARY, width)
         self.places = nn.Parameter(torch.empty(num_tokens, width))
@@ -92,8 +92,8 @@ class ChessValueNet(nn.Module):
                 f"a network that predicts {self.predicts} is called with "
                 + ("tokens only." if moves is not None else "tokens and moves.")
             )
-        if self.mover_view:
-            tokens, moves = mover_view(tokens, moves)
+        if self.view is not None:
+            tokens, moves = self.view(tokens, moves)
         parts = [tokens.long(), tokens.new_full((len(tokens), 1), _READOUT, dtype=torch.long)]
         if moves is not None:
             parts.insert(1, moves[:, None] + _FIRST_MOVE)
