@@ -9,6 +9,7 @@ from selftrain.ops import HLGauss, OneHot, Support, TwoHot
 from selftrain.rl.chess import ChessConfig, fit_chess, learn_chess, measure_chess
 from selftrain.rl.chess import learn as learn_module
 from selftrain.tasks.chess import encode_positions, puzzles_from_labels, split_by_game
+from selftrain.training.optim import learning_rate_at
 
 BINS = Support(0.0, 1.0, 16)
 TINY = ChessConfig(width=16, num_heads=1, num_layers=1, num_steps=6, batch_size=8, warmup_steps=2)
@@ -90,10 +91,10 @@ def test_batches_hold_the_labels_of_their_positions(rows):
 
 
 def test_the_learning_rate_rises_and_falls_to_nothing():
-    config = ChessConfig(num_steps=100, warmup_steps=10)
-    factors = [learn_module._schedule(config, step) for step in range(1, 101)]
-    assert factors[:10] == pytest.approx([i / 10 for i in range(1, 11)])
-    assert factors[10:] == pytest.approx([1 - i / 90 for i in range(90)])
+    config = ChessConfig(num_steps=100, warmup_steps=10, learning_rate=2.0)
+    rates = [learning_rate_at(step, 100, learn_module._optim(config)) for step in range(100)]
+    assert rates[:10] == pytest.approx([2 * i / 10 for i in range(1, 11)])
+    assert rates[10:] == pytest.approx([2 * (1 - i / 89) for i in range(90)])
 
 
 @pytest.mark.slow
@@ -101,7 +102,7 @@ def test_the_learning_rate_rises_and_falls_to_nothing():
 def test_a_few_positions_are_learned_by_heart(rows, transform):
     some = rows.select(range(0, 600, 40))
     config = ChessConfig(
-        width=32, num_heads=2, num_layers=2, num_steps=600, batch_size=64, learning_rate=2e-3
+        width=32, num_heads=2, num_layers=2, num_steps=1000, batch_size=64, learning_rate=2e-3
     )
     metrics = measure_chess(fit_chess(some, transform, config), some)
     assert metrics["value_error"] < 0.05

@@ -21,6 +21,7 @@ from selftrain.tasks.chess.labels import split_by_game
 from selftrain.tasks.chess.puzzles import Puzzle
 from selftrain.tasks.chess.tensors import PositionTensors, encode_positions
 from selftrain.training.checkpoint import load_checkpoint, save_checkpoint
+from selftrain.training.optim import OptimConfig, learning_rate_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def _step(
     loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
     for group in optimizer.param_groups:
-        group["lr"] = config.learning_rate * _schedule(config, step)
+        group["lr"] = learning_rate_at(step - 1, config.num_steps, _optim(config))
     optimizer.step()
     if not measured:
         return {}
@@ -169,8 +170,10 @@ def _batch(
     return (tokens, data.moves[pairs].to(device)), data.move_values[pairs].to(device)
 
 
-def _schedule(config: ChessConfig, step: int) -> float:
-    """Return the factor of the learning rate at a step counted from 1."""
-    rise = step / max(config.warmup_steps, 1)
-    fall = (config.num_steps + 1 - step) / max(config.num_steps - config.warmup_steps, 1)
-    return min(rise, fall, 1.0)
+def _optim(config: ChessConfig) -> OptimConfig:
+    return OptimConfig(
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        schedule="linear",
+        final_fraction=0.0,
+    )
