@@ -52,8 +52,6 @@ class Setting:
     options: dict[str, Any]
     """Arguments of the task's function."""
     max_new_tokens: int
-    num_layers: int = 2
-    width: int = 64
     sft_steps: int = 400
     sft_rate: float = 3e-3
     num_rounds: int = 2
@@ -190,12 +188,7 @@ class Bench:
         """Return the supervised model, trained from scratch the first time."""
         path = self.folder / "base"
         if not path.exists():
-            model = tasks.small_llama(
-                self.tokenizer,
-                num_layers=self.setting.num_layers,
-                width=self.setting.width,
-                seed=self.seed,
-            )
+            model = tasks.small_llama(self.tokenizer, seed=self.seed)
             self._fit(model, self.parts.sft, self.setting.sft_steps, self.setting.sft_rate)
             with atomic_folder(path) as part:
                 model.save_pretrained(part)
@@ -545,7 +538,6 @@ def quick(setting: Setting) -> Setting:
     return replace(
         setting,
         options=options,
-        num_layers=2,
         sft_steps=100,
         num_rounds=2,
         num_samples=4,
