@@ -2,7 +2,7 @@
 
 Catch shows its agent ten by ten pixels: a ball falls, a paddle has to be under it. The agents
 differ in the head alone. It prints the mean return of 100 new episodes, between -1 (never caught)
-and 1 (always); a random player gets -0.74. All heads learn this game: which one is better on
+and 1 (always), that of a random player first. All heads learn this game: which one is better on
 harder ones is what benchmarks/stop_regressing.py looks at.
 
     python examples/train_value_agent.py                     # a minute and a half on one core
@@ -65,6 +65,9 @@ def main(args: Args) -> None:
             device=args.device,
             seed=args.seed,
         )
+        if head is None:
+            random = evaluate(agent, eval_env, 100, seed=args.seed, epsilon=1.0)
+            print(f"{'random player:':15s} return {random.mean:.2f}")
         train(agent, env, num_env_steps, show_progress=False)
         found = evaluate(agent, eval_env, 20 if args.quick else 100, seed=args.seed)
         print(f"{name + ':':15s} return {found.mean:.2f} after {agent.num_updates} updates")
