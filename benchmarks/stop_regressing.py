@@ -1,6 +1,6 @@
 """Where learning values by classification helps, and where it does not.
 
-    python benchmarks/stop_regressing.py                     # 20 minutes on two cores
+    python benchmarks/stop_regressing.py                     # not timed as a whole yet
     python benchmarks/stop_regressing.py --parts regression  # one part, or several
     python benchmarks/stop_regressing.py --quick             # a minute; no meaningful numbers
 
@@ -13,8 +13,7 @@ which differ in data and weights; intervals are 95 % bootstraps over seeds, of d
 heads on the same seed. Five values make such an interval too narrow rather than too wide: take one
 that nearly holds zero as none.
 
-Nothing was tuned for a head. Sizes were chosen on seeds from 100 on such that the squared error
-learns; the numbers are from seeds 0 to 4. An interrupted run continues. Chess needs the extra
+Nothing was tuned: the sizes are first guesses. An interrupted run continues. Chess needs the extra
 `chess` and Stockfish; without them that part is left out, and said to be.
 """
 
@@ -47,7 +46,7 @@ class Args:
     seeds: int = 5
     """Number of seeds."""
     first_seed: int = 0
-    """The first of them; sizes were chosen from 100 on."""
+    """The first of them; from 100 on they are for choosing sizes."""
     workers: int = 2
     """Processes, one thread each."""
     json: Path = ROOT / "benchmarks/results/stop_regressing.json"

@@ -73,7 +73,10 @@ class CQLConfig:
 
     @classmethod
     def atari(cls) -> "CQLConfig":
-        """Return the settings of the offline Atari runs of arXiv 2403.03950, appendix B."""
+        """Return the settings of the offline Atari runs of arXiv 2403.03950.
+
+        From the reference code; the number of updates is that of 100 x 62,500.
+        """
         return cls(
             stack=4,
             batch_size=32,

@@ -52,7 +52,10 @@ class ChessConfig:
 
     @classmethod
     def paper_9m(cls) -> "ChessConfig":
-        """Return the smallest network of arXiv 2402.04494 (table A1): 8 blocks of width 256."""
+        """Return the smallest network of arXiv 2402.04494: 8 blocks of width 256.
+
+        The size is the paper's; steps, batch and learning rate were not checked against it.
+        """
         return cls(
             mover_view=False,
             num_layers=8,
