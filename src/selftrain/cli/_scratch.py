@@ -29,13 +29,13 @@ _HINT = 40  # characters
 class _Sizes:
     """How long a small model trains on a synthetic task."""
 
-    worked_steps: int = 400
+    worked_steps: int
     """Steps on the worked problems."""
     steps: int
     """Steps of a round."""
     learning_rate: float = 3e-3
     """Peak of a round's."""
-    batch_size: int = 128
+    batch_size: int = 64
     """Rows of a step."""
     weight_decay: float = 0.1
     """Of matrices."""
@@ -52,8 +52,8 @@ class _Sizes:
 _SIZES = {
     # Repetition is what tells right chains from lucky ones: no duplicate is removed.
     "modchain": _Sizes(
-        worked_steps=700,
-        steps=350,
+        worked_steps=1200,
+        steps=500,
         learning_rate=2e-3,
         weight_decay=0.0,
         num_samples=16,
@@ -61,15 +61,16 @@ _SIZES = {
         dedupe=None,
         verifier_steps=400,
     ),
-    "countdown": _Sizes(steps=800),
-    "listprog": _Sizes(steps=500, batch_size=64),
+    "countdown": _Sizes(worked_steps=500, steps=600, verifier_steps=250),
+    "listprog": _Sizes(worked_steps=800, steps=600, learning_rate=2e-3, batch_size=32),
 }
 
 
 def settings(config: ReSTEMConfig, task: str) -> ReSTEMConfig:
     """Return a preset with the sizes that suit a small model, short texts and a CPU.
 
-    They are those of ``benchmarks/loops.py``. The model has seen the worked problems already, so
+    They are those of ``benchmarks/loops.py``, which draws other numbers of problems, and of list
+    programs takes fewer samples each. The model has seen the worked problems already, so
     that no training on solutions comes first.
     """
     sizes = _SIZES[task]
